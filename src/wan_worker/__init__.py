@@ -1,0 +1,1 @@
+"""A RunPod serverless worker for Alibaba's Wan video models. Start reading at job.py."""

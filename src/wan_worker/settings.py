@@ -1,0 +1,187 @@
+"""What did the operator configure? The only reader of the environment.
+
+``from_env`` reports every problem at once, so that an operator fixes a broken deployment in one
+go. Empty variables count as unset: RunPod's form fields send empty strings.
+Not covered: RUNPOD_* variables that the SDK itself reads (log level, webhooks, fitness checks).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from wan_worker.errors import ConfigInvalid
+
+T = TypeVar("T")
+
+DAY_SECONDS = 86_400
+MAX_URL_EXPIRY_SECONDS = 7 * DAY_SECONDS
+"""Signature version 4 allows no longer presigned URL."""
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A string that never prints itself. ``reveal`` where it is used, and nowhere else."""
+
+    _value: str
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where assets go in S3, or in anything that speaks it."""
+
+    endpoint_url: str
+    access_key_id: Secret
+    secret_access_key: Secret
+    name: str
+    region: str = "us-east-1"
+    prefix: str = ""
+    public_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's choices, checked. Sizes are bytes, times are seconds."""
+
+    models_dir: Path = Path("models")
+    default_model: str | None = None
+    bucket: Bucket | None = None
+    url_expiry_seconds: int = DAY_SECONDS
+    output_dir: Path = Path("outputs")
+    callback_secrets: tuple[Secret, ...] = ()
+    worker_concurrency: int = 1
+    job_timeout_seconds: int | None = None
+    max_image_bytes: int = 20 * 1024**2
+    max_image_pixels: int = 40_000_000
+    log_level: str = "INFO"
+    allow_private_urls: bool = False
+    on_platform: bool = False
+    """True inside RunPod's serverless loop, where nobody can read a local folder."""
+
+
+def from_env(env: Mapping[str, str]) -> Settings:
+    """Read and check the environment.
+
+    Raises:
+        ConfigInvalid: with one line per problem; values of secrets are not repeated.
+    """
+    problems: list[str] = []
+
+    def read(name: str, parse: Callable[[str], T], default: T) -> T:
+        raw = env.get(name, "").strip()
+        if not raw:
+            return default
+        try:
+            return parse(raw)
+        except ValueError as problem:
+            problems.append(f"{name}: {problem}")
+            return default
+
+    settings = Settings(
+        models_dir=read("MODELS_DIR", Path, Settings.models_dir),
+        default_model=read("DEFAULT_MODEL", str, None),
+        bucket=_bucket(env, problems),
+        url_expiry_seconds=read(
+            "URL_EXPIRY_SECONDS", _integer(1, MAX_URL_EXPIRY_SECONDS), DAY_SECONDS
+        ),
+        output_dir=read("OUTPUT_DIR", Path, Settings.output_dir),
+        callback_secrets=read("CALLBACK_SECRET", _secrets, ()),
+        worker_concurrency=read("WORKER_CONCURRENCY", _integer(1, 8), 1),
+        job_timeout_seconds=read("JOB_TIMEOUT_SECONDS", _integer(1, 7 * DAY_SECONDS), None),
+        max_image_bytes=read(
+            "MAX_IMAGE_BYTES", _integer(1024, 512 * 1024**2), Settings.max_image_bytes
+        ),
+        max_image_pixels=read(
+            "MAX_IMAGE_PIXELS", _integer(256, 400_000_000), Settings.max_image_pixels
+        ),
+        log_level=read("LOG_LEVEL", _log_level, "INFO"),
+        allow_private_urls=read("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", _boolean, False),
+        on_platform=bool(env.get("RUNPOD_WEBHOOK_GET_JOB")),
+    )
+    if problems:
+        raise ConfigInvalid("The environment is not usable:\n- " + "\n- ".join(problems))
+    return settings
+
+
+def _bucket(env: Mapping[str, str], problems: list[str]) -> Bucket | None:
+    required = (
+        "BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "BUCKET_NAME",
+    )
+    given = {name: env.get(name, "").strip() for name in required}
+    missing = [name for name, value in given.items() if not value]
+    if len(missing) == len(required):
+        return None
+    if missing:
+        problems.append(f"{', '.join(missing)}: missing, while other BUCKET_* variables are set")
+        return None
+    prefix = env.get("BUCKET_PREFIX", "").strip().strip("/")
+    public_url = env.get("BUCKET_PUBLIC_URL", "").strip().rstrip("/") or None
+    for name, url in (
+        ("BUCKET_ENDPOINT_URL", given["BUCKET_ENDPOINT_URL"]), ("BUCKET_PUBLIC_URL", public_url),
+    ):
+        if url is not None and not _is_http_url(url):
+            problems.append(f"{name}: must be an http(s) URL with a host")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{3,63}", given["BUCKET_NAME"]):
+        problems.append("BUCKET_NAME: must be 3 to 63 letters, digits, dots, dashes or underscores")
+    if not re.fullmatch(r"([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?", prefix) or ".." in prefix:
+        problems.append("BUCKET_PREFIX: must be folder names of letters, digits, '.', '_' and '-'")
+    return Bucket(
+        endpoint_url=given["BUCKET_ENDPOINT_URL"].rstrip("/"),
+        access_key_id=Secret(given["BUCKET_ACCESS_KEY_ID"]),
+        secret_access_key=Secret(given["BUCKET_SECRET_ACCESS_KEY"]),
+        name=given["BUCKET_NAME"],
+        region=env.get("BUCKET_REGION", "").strip() or Bucket.region,
+        prefix=prefix,
+        public_url=public_url,
+    )
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        # Not int() alone: it takes '1_000' and '１２'.
+        if not re.fullmatch(r"[0-9]{1,18}", raw, re.ASCII) or not low <= int(raw) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}, got {raw[:40]!r}")
+        return int(raw)
+
+    return parse
+
+
+def _boolean(raw: str) -> bool:
+    # RunPod's own guard takes these three for true; any other word must not be silently false.
+    if raw.lower() in ("1", "true", "yes"):
+        return True
+    if raw.lower() in ("0", "false", "no"):
+        return False
+    raise ValueError(f"must be true or false, got {raw[:40]!r}")
+
+
+def _log_level(raw: str) -> str:
+    if raw.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError(f"must be DEBUG, INFO, WARNING or ERROR, got {raw[:40]!r}")
+    return raw.upper()
+
+
+def _secrets(raw: str) -> tuple[Secret, ...]:
+    """One key, or two separated by a space or comma while keys are being rotated."""
+    keys = [part for part in re.split(r"[\s,]+", raw) if part]
+    if any(len(key.removeprefix("whsec_")) < 16 for key in keys):
+        raise ValueError("each key must have at least 16 characters")
+    return tuple(Secret(key) for key in keys)
