@@ -115,7 +115,10 @@ def from_env(env: Mapping[str, str]) -> Settings:
 
 def _bucket(env: Mapping[str, str], problems: list[str]) -> Bucket | None:
     required = (
-        "BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "BUCKET_NAME",
+        "BUCKET_ENDPOINT_URL",
+        "BUCKET_ACCESS_KEY_ID",
+        "BUCKET_SECRET_ACCESS_KEY",
+        "BUCKET_NAME",
     )
     given = {name: env.get(name, "").strip() for name in required}
     missing = [name for name, value in given.items() if not value]
@@ -127,7 +130,8 @@ def _bucket(env: Mapping[str, str], problems: list[str]) -> Bucket | None:
     prefix = env.get("BUCKET_PREFIX", "").strip().strip("/")
     public_url = env.get("BUCKET_PUBLIC_URL", "").strip().rstrip("/") or None
     for name, url in (
-        ("BUCKET_ENDPOINT_URL", given["BUCKET_ENDPOINT_URL"]), ("BUCKET_PUBLIC_URL", public_url),
+        ("BUCKET_ENDPOINT_URL", given["BUCKET_ENDPOINT_URL"]),
+        ("BUCKET_PUBLIC_URL", public_url),
     ):
         if url is not None and not _is_http_url(url):
             problems.append(f"{name}: must be an http(s) URL with a host")

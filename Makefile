@@ -1,0 +1,51 @@
+# Everything a fresh machine needs is Python 3.11 and make.
+PYTHON ?= python3.11
+BIN := .venv/bin
+PROMPT ?= a red circle moving right on a white background
+
+.PHONY: demo test serve check bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    one video from a prompt, on this machine, no GPU (PROMPT='...' for your own)"
+	@echo "make test    the whole test suite"
+	@echo "make check   lint, types, generated docs"
+	@echo "make serve   RunPod's local test server on http://localhost:8000 (POST /runsync)"
+	@echo "make bench   the figures in the README, measured again"
+	@echo "make docs    write the README's generated tables anew"
+
+demo: $(BIN)/.ready models/.tiny
+	$(BIN)/python demo.py "$(PROMPT)"
+
+test: $(BIN)/.ready
+	$(BIN)/python -m pytest
+
+serve: $(BIN)/.ready models/.tiny
+	$(BIN)/python handler.py --rp_serve_api
+
+check: $(BIN)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/tables.py --check
+
+docs: $(BIN)/.ready
+	$(BIN)/python docs/tables.py
+
+bench: $(BIN)/.ready models/.tiny
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/startup.py
+
+# Torch first and by its exact version: an open range would pull gigabytes of CUDA packages.
+$(BIN)/.ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -o '^torch==[^ ]*' requirements.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+models/.tiny: $(BIN)/.ready src/wan_worker/weights.py src/wan_worker/catalog.py
+	$(BIN)/python download_weights.py --tiny
+	@touch $@
+
+clean:
+	rm -rf .venv models outputs

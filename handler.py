@@ -1,0 +1,82 @@
+"""Entry point for RunPod: `python handler.py`. The work is in src/wan_worker; start at job.py.
+
+Without RunPod's environment the same handler runs on a laptop:
+    python handler.py --test_input '{"input": {"mode": "video", "prompt": "a cat"}}'
+    python handler.py --rp_serve_api        RunPod's local test server on port 8000
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+# The SDK's own default is DEBUG, which logs every result with its presigned URLs.
+os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+
+import runpod
+from runpod.http_client import AsyncClientSession
+from runpod.serverless.modules.rp_http import send_result
+
+from wan_worker import job as jobs
+from wan_worker.errors import ConfigInvalid
+from wan_worker.progress import Control, Relay
+from wan_worker.settings import Settings, from_env
+
+log = logging.getLogger("wan_worker.handler")
+
+
+def make_handler(settings: Settings) -> Any:
+    """The coroutine function that RunPod calls with each job."""
+    worker = jobs.make_worker(settings)
+    threads = ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="job")
+
+    async def handle(job: dict[str, Any]) -> dict[str, Any]:
+        """Serve one job in a worker thread, so that the loop stays free to cancel it."""
+        loop = asyncio.get_running_loop()
+
+        async def send(update: dict[str, Any]) -> None:
+            if settings.on_platform:
+                async with AsyncClientSession() as session:
+                    await send_result(session, {"status": "IN_PROGRESS", "output": update}, job)
+            else:
+                log.info("job %s: %s", job.get("id"), update.get("message", update["stage"]))
+
+        relay = Relay(loop, send)
+        control = Control(settings.job_timeout_seconds, notify=relay.notify)
+        relaying = asyncio.create_task(relay.run(control))
+        try:
+            # The thread keeps the GPU until it is really out, cancelled or not.
+            return await loop.run_in_executor(threads, jobs.run, job, worker, control)
+        finally:
+            control.cancel()
+            await relay.close(relaying)
+
+    return handle
+
+
+def main() -> None:
+    try:
+        settings = from_env(os.environ)
+        logging.basicConfig(
+            level=settings.log_level,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            force=True,  # the SDK has configured logging at import
+        )
+        # Libraries log request lines, which hold presigned URLs.
+        for library in ("botocore", "boto3", "s3transfer", "urllib3", "aiohttp"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        handler = make_handler(settings)
+    except ConfigInvalid as problem:
+        sys.exit(f"{problem.code}: {problem.message}")
+    runpod.serverless.start({
+        "handler": handler,
+        "concurrency_modifier": lambda _: settings.worker_concurrency,
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Is the file what was asked for? Decode it back, compare, hash it.
+
+A worker that answers "completed" with a broken file costs its user more than one that fails.
+Promises: format signature, minimum size, decodes to the end, width, height, frame count, duration;
+moov before mdat, so that a player starts before the download ends; not black or of one colour.
+Not covered: whether the picture shows what the prompt said.
+"""
+
+import hashlib
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from wan_worker.encode import CONTENT_TYPES, EXTENSIONS, Spec
+from wan_worker.errors import EncodeFailed, GenerationFailed
+from wan_worker.progress import Control
+
+MIN_BYTES: Final = {"mp4": 800, "png": 67, "jpeg": 100, "webp": 30}
+"""Smaller files hold no picture: about the size of the container's own headers."""
+
+FLAT_LEVELS: Final = 2
+"""A clip whose pixels all lie within so many of 256 levels shows nothing."""
+
+DECODE_SECONDS: Final = 300.0
+_THUMB = 32
+
+_SIGNATURES: Final = {
+    "mp4": lambda head: head[4:8] == b"ftyp",
+    "png": lambda head: head[:8] == b"\x89PNG\r\n\x1a\n",
+    "jpeg": lambda head: head[:3] == b"\xff\xd8\xff",
+    "webp": lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP",
+}
+
+
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked file. ``fps`` and ``duration`` (seconds) are None for a still image."""
+
+    path: Path
+    content_type: str
+    extension: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int | None
+    duration: float | None
+
+
+def check(path: Path, spec: Spec, control: Control, ffmpeg: str) -> Artifact:
+    """Read the file back and compare it with what was asked for.
+
+    Raises:
+        EncodeFailed: it is not that file.
+        GenerationFailed: it is, and it shows nothing.
+    """
+    size = path.stat().st_size
+    if size < MIN_BYTES[spec.format]:
+        raise EncodeFailed(f"The {spec.format} has only {size} bytes")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not _SIGNATURES[spec.format](head):
+        raise EncodeFailed(f"The file does not begin like a {spec.format}")
+    is_video = spec.format == "mp4"
+    thumbs = _check_video(path, spec, ffmpeg) if is_video else _check_image(path, spec)
+    control.check()
+    if int(thumbs.max()) - int(thumbs.min()) <= FLAT_LEVELS:
+        raise GenerationFailed(
+            "Every pixel came out in one colour; try another seed or a lower guidance_scale"
+        )
+    return Artifact(
+        path=path,
+        content_type=CONTENT_TYPES[spec.format],
+        extension=EXTENSIONS[spec.format],
+        bytes=size,
+        sha256=_sha256(path),
+        width=spec.width,
+        height=spec.height,
+        num_frames=spec.num_frames,
+        fps=spec.fps,
+        duration=None if spec.fps is None else spec.num_frames / spec.fps,
+    )
+
+
+def _check_video(path: Path, spec: Spec, ffmpeg: str) -> Pixels:
+    boxes = _top_level_boxes(path)
+    if "moov" not in boxes or "mdat" not in boxes or boxes.index("moov") > boxes.index("mdat"):
+        raise EncodeFailed(f"The mp4's parts are out of order: {', '.join(boxes)}")
+    thumbs_path = path.with_suffix(".thumbs")
+    try:
+        # One pass, two outputs: a line for each frame, and each frame as a thumbnail.
+        listing = subprocess.run(
+            _listing_command(ffmpeg, path, thumbs_path),
+            capture_output=True,
+            timeout=DECODE_SECONDS,
+            check=True,
+            text=True,
+        ).stdout
+        pixels = np.fromfile(thumbs_path, dtype=np.uint8)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise EncodeFailed(f"The mp4 does not decode ({type(error).__name__})") from error
+    finally:
+        thumbs_path.unlink(missing_ok=True)
+    width, height, count, seconds = _read_listing(listing)
+    wanted = (spec.width, spec.height, spec.num_frames)
+    if (width, height, count) != wanted:
+        raise EncodeFailed(f"The mp4 holds {(width, height, count)}, not {wanted}")
+    if spec.fps is not None and abs(seconds - spec.num_frames / spec.fps) > 0.5 / spec.fps:
+        raise EncodeFailed(f"The mp4 lasts {seconds:.3f} s, not {spec.num_frames / spec.fps:.3f} s")
+    return pixels
+
+
+def _listing_command(ffmpeg: str, path: Path, thumbs_path: Path) -> list[str]:
+    return [
+        ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "error", "-xerror", "-i", f"file:{path}",
+        "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "pipe:1",
+        "-map", "0:v:0", "-fps_mode", "passthrough",
+        "-vf", f"scale={_THUMB}:{_THUMB}:flags=area,format=rgb24",
+        "-f", "rawvideo", f"file:{thumbs_path}",
+    ]  # fmt: skip
+
+
+def _read_listing(text: str) -> tuple[int, int, int, float]:
+    """Width, height, frames and seconds from ffmpeg's framecrc muxer.
+
+    Header lines are ``#tb 0: 1/16`` and ``#dimensions 0: 832x480``; each other line is
+    ``stream, dts, pts, duration, size, checksum``.
+    """
+    width = height = count = 0
+    tick = end = 0.0
+    for line in text.splitlines():
+        if line.startswith("#tb 0: "):
+            numerator, denominator = line.removeprefix("#tb 0: ").split("/")
+            tick = int(numerator) / int(denominator)
+        elif line.startswith("#dimensions 0: "):
+            wide, high = line.removeprefix("#dimensions 0: ").split("x")
+            width, height = int(wide), int(high)
+        elif line and not line.startswith("#"):
+            fields = [field.strip() for field in line.split(",")]
+            count += 1
+            end = max(end, (int(fields[2]) + int(fields[3])) * tick)
+    return width, height, count, end
+
+
+def _top_level_boxes(path: Path) -> list[str]:
+    """Types of the boxes of an MP4 in order (ISO/IEC 14496-12, 4.2)."""
+    boxes: list[str] = []
+    position, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while position + 8 <= size and len(boxes) < 64:
+            file.seek(position)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            if length == 1:
+                (length,) = struct.unpack(">Q", file.read(8))
+            boxes.append(kind.decode("latin-1"))
+            if length < 8:
+                break
+            position += length
+    return boxes
+
+
+def _check_image(path: Path, spec: Spec) -> Pixels:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=(spec.format.upper(),)) as image:
+            image.load()
+            if image.size != (spec.width, spec.height):
+                raise EncodeFailed(f"The image is {image.size}, not {(spec.width, spec.height)}")
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise EncodeFailed(f"The {spec.format} does not decode") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,243 @@
+"""Frames -> file, by an ffmpeg process that we own, or by Pillow for a still image.
+
+imageio-ffmpeg supplies the binary and nothing else: its writer hides failures. Frames go through a
+pipe as they are decoded, so the encoder works beside the decoder. Arguments are a list of
+constants, numbers and a path that we made; nothing a caller wrote reaches them.
+
+Promises: a failure names itself (the tail of ffmpeg's own words, without paths), and leaves neither
+a process nor a partial file behind; a hung ffmpeg is killed at the job's deadline or after a
+stall; the same frames give the same bytes on the same machine.
+Not covered: whether the file is right (artifact).
+"""
+
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from wan_worker.errors import DiskFull, EncodeFailed, WorkerError
+from wan_worker.progress import Control
+
+if TYPE_CHECKING:
+    from wan_worker.generate import Frames
+
+STALL_SECONDS: Final = 120.0
+"""A single write to ffmpeg that takes longer than this means that it hangs."""
+
+CLOSE_SECONDS: Final = 300.0
+"""For the encoder's last frames and the move of the index to the front of the file."""
+
+CONTENT_TYPES: Final = {
+    "mp4": "video/mp4",
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+}
+EXTENSIONS: Final = {"mp4": "mp4", "png": "png", "jpeg": "jpg", "webp": "webp"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The file that was asked for. ``fps`` is None for a still image."""
+
+    format: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int | None
+
+
+def ffmpeg_path() -> str:
+    """The ffmpeg binary that imageio-ffmpeg carries."""
+    import imageio_ffmpeg
+
+    path: str = imageio_ffmpeg.get_ffmpeg_exe()
+    return path
+
+
+def write(
+    frames: Iterable["Frames"], target: Path, spec: Spec, control: Control, ffmpeg: str
+) -> None:
+    """Encode every frame into ``target``.
+
+    Args:
+        frames: uint8 [n, height, width, 3] chunks, ``spec.num_frames`` in all.
+
+    Raises:
+        EncodeFailed: ffmpeg died, hung, or the frames are not what ``spec`` says.
+        DiskFull: there is no room for the file.
+    """
+    _check_room(target, spec)
+    try:
+        if spec.format == "mp4":
+            _write_video(_counted(frames, spec), target, spec, control, ffmpeg)
+        else:
+            _write_image(_counted(frames, spec), target, spec)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _video_command(ffmpeg: str, target: Path, spec: Spec) -> list[str]:
+    return [
+        ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "error", "-y",
+        "-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{spec.width}x{spec.height}",
+        "-framerate", str(spec.fps), "-i", "pipe:0",
+        # Players take HD for BT.709 and guess below it: convert by that matrix and say so.
+        "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:"
+               "flags=accurate_rnd+full_chroma_int,format=yuv420p",
+        "-c:v", "libx264", "-preset", "veryfast", "-crf", "17",
+        "-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709",
+        "-color_range", "tv",
+        "-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact",
+        "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
+    ]  # fmt: skip
+
+
+def _write_video(
+    frames: Iterator["Frames"], target: Path, spec: Spec, control: Control, ffmpeg: str
+) -> None:
+    log_path = target.with_suffix(".ffmpeg.log")
+    try:
+        with log_path.open("wb") as log:
+            try:
+                process = subprocess.Popen(
+                    _video_command(ffmpeg, target, spec),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                )
+            except OSError as error:
+                raise EncodeFailed("ffmpeg can't be started in this image") from error
+        with _watched(process, control) as writing:
+            assert process.stdin is not None  # noqa: S101 (asked for above; for the type checker)
+            try:
+                for chunk in frames:
+                    with writing():
+                        process.stdin.write(chunk.data.cast("B"))
+                with writing():
+                    process.stdin.close()
+                process.wait(CLOSE_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise EncodeFailed("ffmpeg did not finish the file") from error
+            except BrokenPipeError as error:
+                control.check()  # killed because the job ended, not by itself
+                process.wait(CLOSE_SECONDS)
+                raise _failure(log_path, process.returncode) from error
+        if process.returncode != 0:
+            control.check()
+            raise _failure(log_path, process.returncode)
+    finally:
+        log_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _watched(process: "subprocess.Popen[bytes]", control: Control) -> Iterator["_Writing"]:
+    """Kill ffmpeg when the job must end or a write stalls; leave no process behind."""
+    writing = _Writing()
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(0.2):
+            try:
+                control.check()
+            except WorkerError:
+                process.kill()
+                return
+            if writing.seconds() > STALL_SECONDS:
+                process.kill()
+                return
+
+    watchdog = threading.Thread(target=watch, name="ffmpeg-watchdog", daemon=True)
+    watchdog.start()
+    try:
+        yield writing
+    finally:
+        finished.set()
+        watchdog.join()
+        if process.poll() is None:
+            process.kill()
+        if process.stdin is not None:
+            with suppress(OSError):  # flushing into a process that is gone
+                process.stdin.close()
+        process.wait()
+
+
+class _Writing:
+    """How long the write that is going on has taken; 0 between writes."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def seconds(self) -> float:
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+def _failure(log_path: Path, returncode: int) -> WorkerError:
+    text = log_path.read_text("utf-8", "replace")[-2000:]
+    if "No space left on device" in text:
+        return DiskFull("The disk filled up while the video was written")
+    last = " | ".join(line.strip() for line in text.splitlines()[-3:])
+    # Paths of the worker are nobody's business.
+    redacted = re.sub(r"(file:)?(/[^\s:'\"|]+)+", "<path>", last)
+    return EncodeFailed(f"ffmpeg failed with status {returncode}: {redacted[:300] or 'no words'}")
+
+
+def _write_image(frames: Iterator["Frames"], target: Path, spec: Spec) -> None:
+    from PIL import Image
+
+    chunks = list(frames)
+    options: dict[str, dict[str, object]] = {
+        "png": {"compress_level": 6},
+        "jpeg": {"quality": 95, "subsampling": 0},
+        "webp": {"quality": 95, "method": 4},
+    }
+    try:
+        Image.fromarray(chunks[0][0]).save(
+            target, format=spec.format.upper(), **options[spec.format]
+        )
+    except OSError as error:
+        raise EncodeFailed(f"The {spec.format} could not be written") from error
+
+
+def _counted(frames: Iterable["Frames"], spec: Spec) -> Iterator["Frames"]:
+    """The same chunks, each of the right shape, and neither more nor fewer than asked."""
+    count = 0
+    for chunk in frames:
+        if chunk.shape[1:] != (spec.height, spec.width, 3) or chunk.dtype.name != "uint8":
+            raise EncodeFailed(
+                f"A frame is {chunk.dtype.name} {chunk.shape[1:]}, not uint8 "
+                f"{(spec.height, spec.width, 3)}"
+            )
+        count += len(chunk)
+        if count > spec.num_frames:
+            raise EncodeFailed(f"More frames than the {spec.num_frames} asked for")
+        yield chunk
+    if count != spec.num_frames:
+        raise EncodeFailed(f"{count} frames were made, not the {spec.num_frames} asked for")
+
+
+def _check_room(target: Path, spec: Spec) -> None:
+    # A quarter byte per pixel is more than x264 needs at this quality; faststart writes twice.
+    needed = spec.width * spec.height * spec.num_frames // 2 + 16 * 1024**2
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise DiskFull(
+            f"The worker's disk has {free // 1024**2} MB free; this file may take "
+            f"{needed // 1024**2} MB"
+        )

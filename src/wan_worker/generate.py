@@ -1,0 +1,175 @@
+"""Plan and pipeline -> latents -> frames, chunk by chunk.
+
+diffusers' pipeline makes the latents; the decoding is ours, because the stock one keeps every frame
+in fp32 before the first can be written. The causal VAE is decoded one latent frame at a time, and
+each chunk leaves as uint8: memory does not grow with the length of the video.
+
+Promises: the same plan, image and machine give the same frames, whatever ran before; a cancelled
+job stops within one denoising step; the decoder's hooks and caches are left clean.
+Not covered: files (encode) and memory faults (job).
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from wan_worker.catalog import MAX_PROMPT_TOKENS
+from wan_worker.errors import GenerationFailed
+from wan_worker.plan import Plan
+from wan_worker.progress import Control
+from wan_worker.request import Notice
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL.Image import Image
+
+    Frames = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
+    """uint8 [frames, height, width, 3], RGB."""
+
+
+def encode_prompts(
+    pipeline: Any, plan: Plan
+) -> tuple["torch.Tensor", "torch.Tensor | None", tuple[Notice, ...]]:
+    """Prompt and negative prompt as umT5 embeddings [1, 512, text_dim]; None without guidance."""
+    notices = []
+    tokens = len(pipeline.tokenizer(plan.prompt, verbose=False).input_ids)
+    if tokens > MAX_PROMPT_TOKENS:
+        notices.append(
+            Notice(
+                "PROMPT_TRUNCATED",
+                f"The prompt has {tokens} tokens; the model reads the first {MAX_PROMPT_TOKENS}.",
+            )
+        )
+    # encode_prompt's own default is 226 tokens; __call__ uses 512.
+    import torch
+
+    with torch.no_grad():
+        embeds, negative_embeds = pipeline.encode_prompt(
+            prompt=plan.prompt,
+            negative_prompt=plan.negative_prompt,
+            do_classifier_free_guidance=plan.guidance_scale > 1.0,
+            max_sequence_length=MAX_PROMPT_TOKENS,
+        )
+    return embeds, negative_embeds, tuple(notices)
+
+
+def denoise(
+    pipeline: Any,
+    plan: Plan,
+    prompt_embeds: "torch.Tensor",
+    negative_prompt_embeds: "torch.Tensor | None",
+    image: "Image | None",
+    control: Control,
+) -> "torch.Tensor":
+    """Normalised latents [1, z, latent_frames, height / 8, width / 8] of the plan's clip.
+
+    Args:
+        image: RGB, already at the plan's generated size; None for text-to-video.
+
+    Raises:
+        Canceled, DeadlineExceeded: from the step callback, within one step.
+        GenerationFailed: the model produced NaN or infinity.
+    """
+    import torch
+
+    def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        # Raising is the one clean way out: the pipeline's interrupt flag would hand back a
+        # half-denoised clip as a success.
+        control.step(step + 1, plan.num_inference_steps)
+        return {}
+
+    width, height = plan.generated_size
+    extra = {} if image is None else {"image": image}
+    try:
+        latents: torch.Tensor = pipeline(
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            height=height,
+            width=width,
+            num_frames=plan.generated_frames,
+            num_inference_steps=plan.num_inference_steps,
+            guidance_scale=plan.guidance_scale,
+            # On the CPU, so that a seed means the same noise on every device.
+            generator=torch.Generator("cpu").manual_seed(plan.seed),
+            output_type="latent",
+            return_dict=False,
+            callback_on_step_end=on_step_end,
+            callback_on_step_end_tensor_inputs=[],
+            **extra,
+        )[0]
+    finally:
+        # The pipeline does this on success only.
+        pipeline.maybe_free_model_hooks()
+    if not bool(torch.isfinite(latents).all()):
+        raise GenerationFailed("The model produced NaN; try another seed or a lower guidance_scale")
+    return latents
+
+
+def frames(vae: Any, latents: "torch.Tensor", plan: Plan, control: Control) -> Iterator["Frames"]:
+    """The plan's frames in order: cropped to its size, trimmed to its length.
+
+    Yields:
+        uint8 [n, height, width, 3]: one frame first, then up to four at a time.
+    """
+    if plan.size is None:
+        raise ValueError("the size is not known before the image is")
+    width, height = plan.size
+    left, top = (plan.generated_size[0] - width) // 2, (plan.generated_size[1] - height) // 2
+    made, total = 0, latents.shape[2]
+    for index, chunk in enumerate(decode(vae, latents)):
+        chunk = chunk[: plan.num_frames - made, top : top + height, left : left + width]
+        made += len(chunk)
+        yield chunk.contiguous().cpu().numpy()
+        control.step(index + 1, total)
+        if made == plan.num_frames:
+            return
+
+
+def decode(vae: Any, latents: "torch.Tensor") -> Iterator["torch.Tensor"]:
+    """Decode normalised latents one latent frame at a time.
+
+    Computes what ``vae.decode`` computes: its decoder is causal and carries its past in a feature
+    cache, so that a latent frame needs nothing that comes after it.
+
+    Args:
+        latents: [1, z, latent_frames, h, w], normalised with the VAE's own mean and std.
+
+    Yields:
+        uint8 [n, height, width, 3] on the VAE's device: n is 1 at first, then the temporal stride.
+
+    Raises:
+        GenerationFailed: the decoder produced NaN.
+    """
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    config, hook = vae.config, getattr(vae, "_hf_hook", None)
+    if hook is not None:  # model offload moves a module when forward runs, and we call its parts
+        hook.pre_forward(vae)
+    device = next(vae.parameters()).device
+    shape = (1, config.z_dim, 1, 1, 1)
+    mean = torch.tensor(config.latents_mean, device=device, dtype=vae.dtype).view(shape)
+    std = torch.tensor(config.latents_std, device=device, dtype=vae.dtype).view(shape)
+    vae.clear_cache()
+    try:
+        for index in range(latents.shape[2]):
+            with torch.no_grad():
+                z = latents[:, :, index : index + 1].to(device, vae.dtype) * std + mean
+                vae._conv_idx = [0]
+                pixels = vae.decoder(
+                    vae.post_quant_conv(z),
+                    feat_cache=vae._feat_map,
+                    feat_idx=vae._conv_idx,
+                    first_chunk=index == 0,
+                )
+                if config.patch_size is not None:
+                    pixels = unpatchify(pixels, patch_size=config.patch_size)
+                if not bool(torch.isfinite(pixels).all()):
+                    raise GenerationFailed("The decoder produced NaN; try another seed")
+                # -1..1 to 0..255, rounded to nearest: [1, 3, n, h, w] to [n, h, w, 3].
+                pixels = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+                yield pixels[0].permute(1, 2, 3, 0)
+    finally:
+        vae.clear_cache()
+        if hook is not None:
+            vae.to("cpu")

@@ -1,0 +1,174 @@
+"""Build pipelines from shared components, keep what fits, evict the rest.
+
+``Pool`` is the only state that outlives a job: loaded components by name, in order of last use. A
+pipeline object is put together anew for each job (it costs a millisecond) with a fresh scheduler,
+so nothing a job sets on it can reach the next one.
+
+Promises: a component is read from disk once while it stays in memory, whichever models use it; the
+weights are opened as safetensors only and nothing is fetched from anywhere.
+Not covered: which model (plan) and whether files are whole (weights).
+"""
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from wan_worker.catalog import Component
+from wan_worker.errors import GpuFault, ModelCorrupt
+from wan_worker.hardware import Hardware
+from wan_worker.plan import WORKING_BYTES, Installed, Plan
+
+Load = Callable[[Component, Path, Hardware], Any]
+
+CPU_WEIGHT_SHARE: Final = 0.6
+"""Share of the machine's memory that loaded weights may take where there is no GPU."""
+
+
+def load_component(component: Component, models_dir: Path, hardware: Hardware) -> Any:
+    """Read one component from the store, in the type that this machine runs it in.
+
+    Raises:
+        ModelCorrupt: the library can't make sense of the files.
+        GpuFault: the planned GPU is not usable from torch.
+    """
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # what matters in its warnings is checked below
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise GpuFault(f"torch can't use {hardware.name}: the driver does not fit this image")
+    library, class_name = component.class_name.split(":")
+    cls = getattr(importlib.import_module(library), class_name)
+    folder = models_dir / component.name
+    try:
+        if component.role in ("tokenizer", "image_processor"):
+            return cls.from_pretrained(folder, local_files_only=True)
+        half = hardware.device == "cuda" and not component.keep_fp32
+        dtype = torch.bfloat16 if half else torch.float32
+        module, report = cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **{"torch_dtype" if library == "diffusers" else "dtype": dtype},
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelCorrupt(
+            f"{component.name} can't be loaded ({type(error).__name__}); check it with: "
+            "python download_weights.py --verify"
+        ) from error
+    # The libraries fill what a file lacks with random numbers and only warn.
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            raise ModelCorrupt(f"{component.name} has {len(report[problem])} {problem}")
+    return module.eval().requires_grad_(False)
+
+
+class Pool:
+    """Components in memory, shared by all pipelines; for one thread at a time (the GPU lock)."""
+
+    def __init__(self, models_dir: Path, hardware: Hardware, load: Load = load_component) -> None:
+        self._models_dir = models_dir
+        self._hardware = hardware
+        self._load = load
+        self._components: OrderedDict[str, Any] = OrderedDict()
+        self._bytes: dict[str, int] = {}
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the components in memory, least recently used first."""
+        return tuple(self._components)
+
+    def pipeline(self, plan: Plan, installed: Installed, check: Callable[[], None]) -> Any:
+        """The diffusers pipeline for a plan, its weights in place.
+
+        Args:
+            installed: what the plan's model weighs.
+            check: called between components; raises to stop.
+        """
+        import diffusers
+
+        self._evict_for(installed)
+        parts = {}
+        for component in plan.model.components:
+            check()
+            parts[component.role] = self._component(component, installed)
+        pipeline_class = getattr(diffusers, plan.model.pipeline)
+        pipeline = pipeline_class(scheduler=scheduler(plan), **parts)
+        pipeline.set_progress_bar_config(disable=True)
+        if plan.placement == "offload":
+            pipeline.enable_model_cpu_offload()
+        elif plan.device == "cuda":
+            pipeline.to("cuda")
+        return pipeline
+
+    def clear(self) -> None:
+        """Let go of everything, so that the next job starts from disk."""
+        self._components.clear()
+        self._bytes.clear()
+        _release_gpu_memory(self._hardware)
+
+    def _component(self, component: Component, installed: Installed) -> Any:
+        if component.name not in self._components:
+            self._components[component.name] = self._load(
+                component, self._models_dir, self._hardware
+            )
+            self._bytes[component.name] = installed.component_bytes[component.name]
+        self._components.move_to_end(component.name)
+        return self._components[component.name]
+
+    def _evict_for(self, wanted: Installed) -> None:
+        """Drop the least recently used components until the wanted ones fit beside the rest."""
+        budget = (
+            self._hardware.memory_bytes - WORKING_BYTES
+            if self._hardware.device == "cuda"
+            else int(self._hardware.memory_bytes * CPU_WEIGHT_SHARE)
+        )
+        needed = sum(wanted.component_bytes.values())
+        spare = [name for name in self._components if name not in wanted.component_bytes]
+        dropped = False
+        while spare and needed + sum(self._bytes[name] for name in spare) > budget:
+            name = spare.pop(0)
+            del self._components[name], self._bytes[name]
+            dropped = True
+        if dropped:
+            _release_gpu_memory(self._hardware)
+
+
+def scheduler(plan: Plan) -> Any:
+    """A fresh scheduler for the plan's solver, with its shift.
+
+    The arguments are those of the schedulers that Wan's diffusers repositories ship, and of Wan's
+    own ``--sample_solver`` choices.
+    """
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        UniPCMultistepScheduler,
+    )
+
+    flow = {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": plan.flow_shift,
+        "num_train_timesteps": 1000,
+    }
+    if plan.solver == "unipc":
+        return UniPCMultistepScheduler(**flow)
+    if plan.solver == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
+    if plan.solver == "dpm++":
+        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
+    raise ValueError(f"unknown solver {plan.solver}")
+
+
+def _release_gpu_memory(hardware: Hardware) -> None:
+    if hardware.device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()

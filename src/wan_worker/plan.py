@@ -1,0 +1,337 @@
+"""Pure: Request + Hardware + installed models -> Plan, with a reason for every choice.
+
+Rules, in order:
+1. The model: the one that was named, else DEFAULT_MODEL if it serves the request, else the best
+   installed one that does. A named model is never swapped.
+2. Numbers that the request and its preset leave open: the model's native ones.
+3. The size: as asked, generated on the next larger grid and cropped. With an image and no size of
+   its own, the image's shape at the pixel budget (known once the image is there: ``fit_to_image``).
+4. The length: as asked, generated at the next 4k+1 and trimmed.
+5. The placement: all weights stay on the GPU where they fit, else they take turns.
+
+A refusal here costs nothing: nothing has been downloaded and torch is not imported.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Model, Size
+from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
+from wan_worker.hardware import Hardware
+from wan_worker.request import Mode, Notice, Request
+
+WORKING_BYTES = 8 * 1024**3
+"""GPU memory kept free for activations; an estimate, not yet measured per size."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model whose weights are here."""
+
+    component_bytes: Mapping[str, int]
+    """Bytes in memory of each component, by name."""
+    tiny: bool
+    """The toy set: right in every shape and name, and meaningless as a picture."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that generation needs to know, and why it was chosen so."""
+
+    model: Model
+    mode: Mode
+    prompt: str
+    negative_prompt: str
+    has_image: bool
+    size: Size | None
+    """Delivered width and height; None until the image that sets it has been seen."""
+    pixel_budget: int
+    num_frames: int
+    fps: int
+    num_inference_steps: int
+    guidance_scale: float
+    solver: str
+    flow_shift: float
+    seed: int
+    output_format: str
+    device: Literal["cuda", "cpu"]
+    placement: Literal["resident", "offload"]
+    tiny: bool
+    reasons: tuple[str, ...]
+    notices: tuple[Notice, ...]
+
+    @property
+    def generated_size(self) -> Size:
+        """Width and height on the model's grid, at least as large as asked."""
+        if self.size is None:
+            raise ValueError("the size is not known before the image is")
+        grid = self.model.grid
+        return (math.ceil(self.size[0] / grid) * grid, math.ceil(self.size[1] / grid) * grid)
+
+    @property
+    def generated_frames(self) -> int:
+        """The next 4k+1 that is at least as long as asked."""
+        stride = self.model.temporal_stride
+        return math.ceil((self.num_frames - 1) / stride) * stride + 1
+
+    def public(self) -> dict[str, Any]:
+        """The part of the response that says how the job ran."""
+        return {
+            "model": self.model.id,
+            "device": self.device,
+            "placement": self.placement,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "solver": self.solver,
+            "flow_shift": self.flow_shift,
+            "negative_prompt": self.negative_prompt,
+            "reasons": list(self.reasons),
+        }
+
+
+def make(
+    request: Request,
+    hardware: Hardware,
+    installed: Mapping[str, Installed],
+    default_model: str | None = None,
+) -> Plan:
+    """Decide everything that can be decided before the first byte is fetched.
+
+    Args:
+        installed: by model id.
+
+    Raises:
+        InvalidRequest: the request and the model that it names contradict each other.
+        Unsupported: no model, or not this GPU, can do it.
+        ModelUnavailable: a model that could is known but not installed.
+    """
+    model, why = _choose(request, installed, default_model)
+    reasons = [why]
+    notices = list(request.notices)
+    here = installed[model.id]
+
+    size, budget = request.size, model.default_size[0] * model.default_size[1]
+    if request.image is not None and not request.size_is_explicit:
+        if size is not None and size[0] * size[1] < budget:
+            budget = size[0] * size[1]
+            reasons.append(f"size: the image's shape at the preset's {budget} pixels")
+        else:
+            reasons.append(f"size: the image's shape at {model.id}'s {budget} pixels")
+        if size is not None and size[0] * size[1] > budget:
+            notices.append(
+                Notice(
+                    "SIZE_REDUCED",
+                    f"The preset asks for {size[0]}x{size[1]}; {model.id} is made for "
+                    f"{budget} pixels, so the image's shape was taken at that area.",
+                )
+            )
+        size = None
+    elif size is None:
+        size = _turned(model.default_size, request.orientation)
+        reasons.append(f"size: {size[0]}x{size[1]}, native to {model.id}")
+    area = budget if size is None else size[0] * size[1]
+    if not here.tiny and area < model.min_pixels * 0.9:
+        notices.append(
+            Notice(
+                "SMALL_SIZE", f"{model.id} loses detail below {model.min_pixels} pixels a frame."
+            )
+        )
+
+    fps = request.fps or model.fps
+    num_frames = _num_frames(request, model, fps)
+    if num_frames > model.native_frames:
+        notices.append(
+            Notice(
+                "BEYOND_NATIVE_LENGTH",
+                f"{model.id} was trained on {model.native_frames} frames; "
+                "longer clips may repeat or lose their subject.",
+            )
+        )
+    steps = _or(request.num_inference_steps, model.steps, "num_inference_steps", reasons)
+    guidance = _or(request.guidance_scale, model.guidance_scale, "guidance_scale", reasons)
+    solver = _or(request.solver, "unipc", "solver", reasons)
+    flow_shift = request.flow_shift
+    if flow_shift is None:
+        # The two values that Wan's own scheduler configuration ships for 480p and 720p.
+        flow_shift = 3.0 if area <= 854 * 480 else 5.0
+        reasons.append(f"flow_shift: {flow_shift}, Wan's own for {area} pixels a frame")
+    placement, why_placed = _place(here, hardware)
+    reasons.append(why_placed)
+
+    plan = Plan(
+        model=model,
+        mode=request.mode,
+        prompt=request.prompt,
+        negative_prompt=(
+            NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
+        ),
+        has_image=request.image is not None,
+        size=size,
+        pixel_budget=budget,
+        num_frames=num_frames,
+        fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=float(guidance),
+        solver=solver,
+        flow_shift=float(flow_shift),
+        seed=request.seed,
+        output_format=request.output_format,
+        device=hardware.device,
+        placement=placement,
+        tiny=here.tiny,
+        reasons=tuple(reasons),
+        notices=tuple(notices),
+    )
+    if area * plan.generated_frames * steps > MAX_WORK:
+        raise InvalidRequest(
+            "Size x frames x steps is over this worker's limit of "
+            f"{MAX_WORK:.3g} pixel-steps; lower one of them",
+            field="/input/num_inference_steps",
+        )
+    return _explain_grid(plan) if plan.size is not None else plan
+
+
+def fit_to_image(plan: Plan, image_size: Size) -> Plan:
+    """Settle the size of a plan that takes its shape from the image.
+
+    Each side is floored to the grid, as Wan's own image-to-video code does.
+    """
+    if plan.size is not None:
+        return plan
+    width, height = image_size
+    grid, aspect = plan.model.grid, height / width
+    fitted_height = max(grid, int(math.sqrt(plan.pixel_budget * aspect)) // grid * grid)
+    fitted_width = max(grid, int(math.sqrt(plan.pixel_budget / aspect)) // grid * grid)
+    return _explain_grid(replace(plan, size=(fitted_width, fitted_height)))
+
+
+def _choose(
+    request: Request, installed: Mapping[str, Installed], default_model: str | None
+) -> tuple[Model, str]:
+    if request.model != "auto":
+        model = MODELS[request.model]
+        _check_fit(request, model)
+        if model.id not in installed:
+            raise ModelUnavailable(_install_hint(model.id), field="/input/model")
+        return model, f"model: {model.id}, as named"
+    able = [m for m in MODELS.values() if _misfit(request, m) is None]
+    if not able:
+        raise _why_nothing_fits(request)
+    here = [m for m in able if m.id in installed]
+    if not here:
+        raise ModelUnavailable(_install_hint(able[-1].id), field="/input/model")
+    kind = "takes an image" if request.image is not None else "makes pictures from text"
+    for model in here:
+        if model.id == default_model:
+            return model, f"model: {model.id}, DEFAULT_MODEL, which {kind}"
+    return here[-1], f"model: {here[-1].id}, the best installed one that {kind}"
+
+
+def _misfit(request: Request, model: Model) -> InvalidRequest | Unsupported | None:
+    """Why this model can't serve the request, or None."""
+    if request.image is None and model.needs_image:
+        return InvalidRequest(f"{model.id} needs an image", field="/input/image_url")
+    if request.image is not None and not model.needs_image:
+        return InvalidRequest(f"{model.id} takes no image", field=request.image_field)
+    if request.mode == "image" and model.needs_image:
+        return InvalidRequest(f"{model.id} makes videos only", field="/input/model")
+    bounded = request.size is not None and (request.size_is_explicit or request.image is None)
+    if bounded and request.size is not None and _area(request.size) > model.max_pixels:
+        larger = [
+            m.id
+            for m in MODELS.values()
+            if m.max_pixels >= _area(request.size) and m.needs_image == model.needs_image
+        ]
+        advice = f"; models that can: {', '.join(larger)}" if larger else ""
+        return Unsupported(
+            f"{model.id} is stable up to {model.max_pixels} pixels a frame{advice}",
+            field="/input/size",
+        )
+    return None
+
+
+def _check_fit(request: Request, model: Model) -> None:
+    problem = _misfit(request, model)
+    if problem is not None:
+        raise problem
+
+
+def _why_nothing_fits(request: Request) -> InvalidRequest | Unsupported:
+    wants_image = request.image is not None
+    problems = [_misfit(request, m) for m in MODELS.values() if m.needs_image == wants_image]
+    found = [p for p in problems if p is not None]
+    return found[-1] if found else Unsupported("No model serves this request", field="/input")
+
+
+def _install_hint(model_id: str) -> str:
+    return (
+        f"{model_id} is not installed in this worker; install it with: "
+        f"python download_weights.py --models {model_id}"
+    )
+
+
+def _num_frames(request: Request, model: Model, fps: int) -> int:
+    if request.mode == "image":
+        return 1
+    if request.duration is not None:
+        frames, field = max(1, round(request.duration * fps)), "/input/duration"
+    else:
+        frames, field = request.num_frames or model.native_frames, "/input/num_frames"
+    if frames > model.max_frames:
+        raise InvalidRequest(
+            f"{model.id} makes up to {model.max_frames} frames, "
+            f"{model.max_frames / fps:.1f} s at {fps} fps",
+            field=field,
+        )
+    return frames
+
+
+def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
+    if asked is not None:
+        return asked
+    reasons.append(f"{name}: {native}, the model's default")
+    return native
+
+
+def _place(model: Installed, hardware: Hardware) -> tuple[Literal["resident", "offload"], str]:
+    if hardware.device == "cpu":
+        return "resident", f"device: CPU ({hardware.reason})"
+    total, largest = sum(model.component_bytes.values()), max(model.component_bytes.values())
+    free = hardware.memory_bytes - WORKING_BYTES
+    if total <= free:
+        return "resident", f"device: {hardware.name}, all {_gb(total)} of weights stay on it"
+    if largest <= free:
+        return "offload", (
+            f"device: {hardware.name}, weights take turns: {_gb(total)} beside "
+            f"{_gb(WORKING_BYTES)} of working memory exceed {_gb(hardware.memory_bytes)}"
+        )
+    raise Unsupported(
+        f"{hardware.name} has {_gb(hardware.memory_bytes)}; this model needs "
+        f"{_gb(largest + WORKING_BYTES)}",
+        field="/input/model",
+    )
+
+
+def _explain_grid(plan: Plan) -> Plan:
+    """Add the reasons for generating more than is delivered."""
+    reasons = []
+    if plan.size is not None and plan.generated_size != plan.size:
+        wide, high = plan.generated_size
+        reasons.append(f"generated at {wide}x{high}, the grid of {plan.model.grid}, and cropped")
+    if plan.generated_frames != plan.num_frames:
+        reasons.append(f"generated {plan.generated_frames} frames (4k+1) and trimmed")
+    return replace(plan, reasons=(*plan.reasons, *reasons))
+
+
+def _turned(size: Size, orientation: str | None) -> Size:
+    return (size[1], size[0]) if orientation == "portrait" else size
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,156 @@
+"""How far is the job, and should it stop? Events, throttle, cancel and deadline.
+
+One ``Control`` belongs to one job. The worker thread reports and checks; the event loop cancels and
+reads the newest event. Reports overwrite each other: a slow reader sees the latest, never a queue.
+Clocks are monotonic, so a clock that is set does not end a job.
+Not covered: sending events to RunPod (handler).
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from wan_worker.errors import Canceled, DeadlineExceeded
+
+
+@dataclass(frozen=True)
+class Event:
+    """One report. ``number`` grows by one with each, so that a reader can order them."""
+
+    number: int
+    stage: str
+    step: int | None = None
+    steps: int | None = None
+    seconds_left: float | None = None
+    """Of this stage, by the average pace so far."""
+
+    def public(self) -> dict[str, Any]:
+        """What the caller of /status sees: only what is known."""
+        body: dict[str, Any] = {"stage": self.stage, "number": self.number}
+        if self.step is not None:
+            body |= {"step": self.step, "steps": self.steps}
+            body["message"] = f"{self.stage}: step {self.step} of {self.steps}"
+        if self.seconds_left is not None:
+            body["seconds_left"] = round(self.seconds_left, 1)
+        return body
+
+
+class Control:
+    """The line between a job's thread and whoever waits for it.
+
+    Args:
+        seconds: the job's budget; None for no deadline.
+        notify: called after each report, in the worker's thread.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        notify: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._notify = notify
+        self._canceled = threading.Event()
+        self.started = clock()
+        self._deadline = None if seconds is None else self.started + seconds
+        self._stage_started = self.started
+        self.latest = Event(0, "queue")
+        self.timings: dict[str, float] = {}
+        """Seconds spent in each stage that has ended."""
+
+    @property
+    def stage(self) -> str:
+        return self.latest.stage
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next check; may be called twice, from any thread."""
+        self._canceled.set()
+
+    def check(self) -> None:
+        """Raise if the job should not go on.
+
+        Raises:
+            Canceled: somebody cancelled it.
+            DeadlineExceeded: its time is up; the message names the stage.
+        """
+        if self._canceled.is_set():
+            raise Canceled(f"The job was cancelled during {self.stage}")
+        if self.seconds_left is not None and self.seconds_left <= 0:
+            raise DeadlineExceeded(
+                f"The job's time was up during {self.stage}; ask for fewer steps, frames or "
+                "pixels, or raise JOB_TIMEOUT_SECONDS"
+            )
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the whole job, or None without a deadline."""
+        return None if self._deadline is None else self._deadline - self._clock()
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage: checks, closes the books on the one before, and reports."""
+        self.check()
+        self.close_stage()
+        self.latest = Event(self.latest.number + 1, stage)
+        self._notify()
+
+    def close_stage(self) -> None:
+        """Add the time since the last stage began to that stage."""
+        now = self._clock()
+        self.timings[self.stage] = self.timings.get(self.stage, 0.0) + now - self._stage_started
+        self._stage_started = now
+
+    def step(self, done: int, steps: int) -> None:
+        """Report step ``done`` of ``steps`` within the stage, and check."""
+        self.check()
+        pace = (self._clock() - self._stage_started) / max(done, 1)
+        self.latest = Event(self.latest.number + 1, self.stage, done, steps, pace * (steps - done))
+        self._notify()
+
+
+class Relay:
+    """Carries a job's newest event to the platform, in order and at most once a second.
+
+    RunPod's ``progress_update`` starts a thread per call, so that updates overtake each other and
+    can land after the result. Here one coroutine sends them one by one, and ``close`` returns when
+    the last one has arrived.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+        interval: float = 1.0,
+    ) -> None:
+        self._loop = loop
+        self._send = send
+        self._interval = interval
+        self._changed = asyncio.Event()
+        self._sending = asyncio.Lock()
+
+    def notify(self) -> None:
+        """Say, from any thread, that there is a newer event."""
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def run(self, control: Control) -> None:
+        """Send until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            async with self._sending:
+                await self._send(control.latest.public())
+            await asyncio.sleep(self._interval)
+
+    async def close(self, running: "asyncio.Task[None]", seconds: float = 5.0) -> None:
+        """Stop sending; an update that is under way arrives first, unless it takes too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._sending:
+                running.cancel()
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running

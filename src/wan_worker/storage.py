@@ -1,0 +1,271 @@
+"""Artifacts -> an S3 bucket, a local folder, or the response itself.
+
+Three destinations, chosen before anything is generated: the job's own ``s3Config`` or the
+operator's bucket; a folder on a laptop; the response where base64 was asked for or where RunPod
+has been given no bucket. Objects are ``{prefix}/{job_id}/{index}.{ext}``; the job's
+``manifest.json`` is written last, so its presence means that all else is there.
+
+Promises: an upload is never reported that did not happen (a HEAD compares the size); the same job
+again writes the same key; a presigned URL is never logged; credentials are revealed to boto3 only.
+Not covered: deleting old assets (a bucket's lifecycle rules do that better).
+"""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from wan_worker.artifact import Artifact
+from wan_worker.errors import OutputTooLarge, StorageFailed
+from wan_worker.progress import Control
+from wan_worker.settings import Bucket
+
+INLINE_BYTES: Final = 7 * 1000**2
+"""Largest file in a response: base64 makes it 9.3 MB, and RunPod refuses results over 10 MB."""
+
+PART_BYTES: Final = 16 * 1024**2
+"""Multipart threshold and part size."""
+
+MANIFEST: Final = "manifest.json"
+
+_PERMANENT: Final = frozenset({
+    "400", "401", "403", "404", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed",
+    "InvalidAccessKeyId", "InvalidBucketName", "NoSuchBucket", "PermanentRedirect",
+    "SignatureDoesNotMatch",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class S3:
+    """A bucket. ``public_url`` replaces presigned URLs where objects are public."""
+
+    bucket: Bucket
+    url_expiry_seconds: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine: assets become file URLs."""
+
+    root: Path
+
+
+@dataclass(frozen=True)
+class Inline:
+    """The response itself."""
+
+    asked: bool
+    """False: nobody asked, but there is no bucket."""
+
+
+Destination = S3 | Folder | Inline
+
+
+@dataclass(frozen=True)
+class StoredAsset:
+    """An artifact and where it went: ``url`` and ``key``, or ``data`` (base64)."""
+
+    artifact: Artifact
+    seed: int
+    url: str | None = None
+    key: str | None = None
+    data: str | None = None
+
+    def public(self) -> dict[str, Any]:
+        """The asset as the response states it."""
+        place = {"data": self.data} if self.data else {"url": self.url, "key": self.key}
+        return place | self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        """What is true of the file wherever it is."""
+        return {
+            "content_type": self.artifact.content_type,
+            "bytes": self.artifact.bytes,
+            "sha256": self.artifact.sha256,
+            "width": self.artifact.width,
+            "height": self.artifact.height,
+            "num_frames": self.artifact.num_frames,
+            "fps": self.artifact.fps,
+            "duration": self.artifact.duration,
+            "seed": self.seed,
+        }
+
+
+def choose(
+    *,
+    job_bucket: Bucket | None,
+    bucket: Bucket | None,
+    url_expiry_seconds: int,
+    output_dir: Path,
+    response_format: str,
+    on_platform: bool,
+) -> Destination:
+    """Where this job's assets go."""
+    if response_format == "base64":
+        return Inline(asked=True)
+    if job_bucket is not None or bucket is not None:
+        chosen = job_bucket or bucket
+        assert chosen is not None  # noqa: S101 (for the type checker)
+        return S3(chosen, url_expiry_seconds)
+    return Inline(asked=False) if on_platform else Folder(output_dir)
+
+
+def put(
+    artifact: Artifact, index: int, seed: int, job_id: str, to: Destination, control: Control
+) -> StoredAsset:
+    """Deliver one artifact.
+
+    Raises:
+        OutputTooLarge: it does not fit into a response.
+        StorageFailed: the bucket refused it, or could not be reached after the SDK's retries.
+    """
+    key = f"{job_folder(job_id)}/{index}.{artifact.extension}"
+    if isinstance(to, Inline):
+        if artifact.bytes > INLINE_BYTES:
+            way_out = (
+                "leave response_format out to get a URL"
+                if to.asked
+                else "set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
+                "BUCKET_NAME on the endpoint, or send s3Config with the job"
+            )
+            raise OutputTooLarge(
+                f"The file has {artifact.bytes / 1e6:.1f} MB; a response holds "
+                f"{INLINE_BYTES / 1e6:.0f} MB. To get it, {way_out}"
+            )
+        data = base64.b64encode(artifact.path.read_bytes()).decode("ascii")
+        return StoredAsset(artifact, seed, data=data)
+    if isinstance(to, Folder):
+        target = to.root.resolve() / key
+        _copy(artifact.path, target)
+        return StoredAsset(artifact, seed, url=target.as_uri(), key=key)
+    return _put_s3(artifact, seed, key, to, control)
+
+
+def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> None:
+    """Write the job's durable record, after everything that it names. No URLs: they expire."""
+    body = json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False).encode()
+    key = f"{job_folder(job_id)}/{MANIFEST}"
+    if isinstance(to, Folder):
+        target = to.root.resolve() / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        partial.write_bytes(body)
+        partial.replace(target)
+    elif isinstance(to, S3):
+        with _storage_errors():
+            _client(to.bucket).put_object(
+                Bucket=to.bucket.name,
+                Key=_full_key(to.bucket, key),
+                Body=body,
+                ContentType="application/json",
+            )
+
+
+def keep(artifact: Artifact, index: int, job_id: str, root: Path) -> Path:
+    """Save a finished file that its bucket would not take; minutes of GPU time are in it."""
+    target = root.resolve() / job_folder(job_id) / f"{index}.{artifact.extension}"
+    _copy(artifact.path, target)
+    return target
+
+
+def job_folder(job_id: str) -> str:
+    """The job's id as one path segment; ids that could be anything else are hashed."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", job_id, re.ASCII):
+        return job_id
+    return hashlib.sha256(job_id.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def _put_s3(artifact: Artifact, seed: int, key: str, to: S3, control: Control) -> StoredAsset:
+    from boto3.s3.transfer import TransferConfig
+
+    client, full_key = _client(to.bucket), _full_key(to.bucket, key)
+
+    def on_bytes(_: int) -> None:
+        control.check()  # raised out of the transfer, which then aborts its multipart upload
+
+    with _storage_errors(), artifact.path.open("rb") as body:
+        client.upload_fileobj(
+            body,
+            to.bucket.name,
+            full_key,
+            Callback=on_bytes,
+            ExtraArgs={
+                "ContentType": artifact.content_type,
+                "Metadata": {"sha256": artifact.sha256},
+            },
+            Config=TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES),
+        )
+        stored = client.head_object(Bucket=to.bucket.name, Key=full_key)["ContentLength"]
+    if stored != artifact.bytes:
+        raise StorageFailed(f"The bucket holds {stored} of {artifact.bytes} bytes")
+    if to.bucket.public_url is not None:
+        url = f"{to.bucket.public_url}/{full_key}"
+    else:
+        url = client.generate_presigned_url(
+            "get_object",
+            Params={"Bucket": to.bucket.name, "Key": full_key},
+            ExpiresIn=to.url_expiry_seconds,
+        )
+    return StoredAsset(artifact, seed, url=url, key=full_key)
+
+
+def _full_key(bucket: Bucket, key: str) -> str:
+    return f"{bucket.prefix}/{key}" if bucket.prefix else key
+
+
+def _client(bucket: Bucket) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    host = re.sub(r"^https?://", "", bucket.endpoint_url)
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=bucket.endpoint_url,
+        aws_access_key_id=bucket.access_key_id.reveal(),
+        aws_secret_access_key=bucket.secret_access_key.reveal(),
+        region_name=bucket.region,
+        config=Config(
+            signature_version="s3v4",
+            # AWS names buckets in the host; most others want them in the path.
+            s3={"addressing_style": "virtual" if ".amazonaws.com" in host else "path"},
+            retries={"mode": "standard", "max_attempts": 5},
+            connect_timeout=10,
+            read_timeout=60,
+            # R2, GCS and older stores refuse the checksum headers that boto3 adds by default.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Turn what boto3 raises into StorageFailed, with the store's code and no key or URL."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        permanent = code in _PERMANENT
+        advice = "check the bucket's name, keys and policy" if permanent else "try again"
+        raise StorageFailed(
+            f"The bucket answered {code[:60]}; {advice}", retryable=not permanent
+        ) from error
+    except (BotoCoreError, OSError) as error:
+        raise StorageFailed(
+            f"The bucket could not be reached ({type(error).__name__}); try again"
+        ) from error
