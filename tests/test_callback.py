@@ -3,9 +3,11 @@
 import base64
 import json
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -258,6 +260,31 @@ def test_interrupt_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(net, "post", interrupt)
     with pytest.raises(KeyboardInterrupt):
         callback.send(URL, BODY, [KEY], net.Policy(dial=no_dial), seconds=1)
+
+
+def test_notice_arrives_over_a_real_connection() -> None:
+    codes = [503, 200]
+    heard: list[tuple[bytes, dict[str, str]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append((self.rfile.read(int(self.headers["Content-Length"])), dict(self.headers)))
+            self.send_response(codes.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=lambda: [server.handle_request() for _ in range(2)])
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/hook"
+        policy = net.Policy(allow_private=True, sleep=lambda _seconds: None)
+        assert callback.send(url, BODY, [KEY], policy, seconds=5) is None
+        thread.join()
+    for data, headers in heard:
+        assert Webhook(KEY.reveal()).verify(data, headers) == BODY
+    assert heard[0][1]["webhook-id"] == heard[1][1]["webhook-id"]
 
 
 @pytest.mark.parametrize("answers", [("10.0.0.7",), ("127.0.0.1", "8.8.8.8"), ()])

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -537,10 +538,15 @@ def test_gzip_body_is_unpacked(site: Site, size: int) -> None:
     assert get(site.url + "/", max_bytes=200_000) == b"x" * size
 
 
-def test_gzip_bomb_stops_at_the_cap(site: Site) -> None:
+def test_gzip_bomb_stops_at_the_cap_without_filling_memory(site: Site) -> None:
     site.answers["/"] = reply(200, gzip.compress(bytes(20_000_000)), Content_Encoding="gzip")
-    with pytest.raises(FetchFailed, match="larger than 30000"):
-        get(site.url + "/", max_bytes=30_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FetchFailed, match="larger than 30000"):
+            get(site.url + "/", max_bytes=30_000)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -591,16 +597,27 @@ def test_server_that_says_nothing_ends_at_the_deadline() -> None:
             assert time.monotonic() - started < 1.5
 
 
-def test_cancel_interrupts_a_stalled_download(site: Site) -> None:
-    site.answers["/"] = drip(b"HTTP/1.1 200 OK\r\n\r\n")
+def test_cancel_interrupts_a_stalled_download(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net, "POLL_SECONDS", 0.05)
+    release = threading.Event()
+
+    def stall(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        release.wait(10)
 
     def canceled() -> None:
         if site.seen:
             raise Canceled("stop")
 
-    with pytest.raises(Canceled):
-        get(site.url + "/", canceled=canceled)
-    assert len(site.seen) == 1
+    site.answers["/"] = stall
+    started = time.monotonic()
+    try:
+        with pytest.raises(Canceled):
+            get(site.url + "/", canceled=canceled)
+        assert time.monotonic() - started < 2
+        assert len(site.seen) == 1
+    finally:
+        release.set()
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 204, 206, 304])
@@ -680,6 +697,7 @@ class TlsSite:
     port: int
     trust: ssl.SSLContext
     location: str = ""
+    pause: float = 0
     names: list[str | None] = field(default_factory=list)
 
 
@@ -733,7 +751,9 @@ def tls_site(certificate: Path) -> Iterator[TlsSite]:
                     status = (
                         f"302 Found\r\nLocation: {site.location}" if site.location else "200 OK"
                     )
-                    secure.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode())
+                    secure.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\no".encode())
+                    time.sleep(site.pause)
+                    secure.sendall(b"k")
             except OSError:
                 continue
 
@@ -757,6 +777,14 @@ def test_tls_keeps_the_name_while_the_address_is_dialled(tls_site: TlsSite) -> N
     assert get("https://secure.example/", secure_internet(tls_site, dialled)) == b"ok"
     assert dialled == [f"{PUBLIC}:443"]
     assert tls_site.names == ["secure.example"]
+
+
+def test_pause_in_a_tls_stream_is_waited_out(
+    tls_site: TlsSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net, "POLL_SECONDS", 0.02)
+    tls_site.pause = 0.2
+    assert get("https://secure.example/", secure_internet(tls_site, [])) == b"ok"
 
 
 def test_certificate_of_another_name_is_a_permanent_failure(tls_site: TlsSite) -> None:

@@ -85,16 +85,19 @@ def write(
 
 
 def _video_command(ffmpeg: str, target: Path, spec: Spec) -> list[str]:
+    if spec.fps is None:
+        raise ValueError("a video needs a frame rate")
     return [
         ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "error", "-y",
         "-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{spec.width}x{spec.height}",
         "-framerate", str(spec.fps), "-i", "pipe:0",
         # Players take HD for BT.709 and guess below it: convert by that matrix and say so.
         "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:"
-               "flags=accurate_rnd+full_chroma_int,format=yuv420p",
+               "flags=accurate_rnd+full_chroma_int,format=yuv420p,"
+               "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709",
         "-c:v", "libx264", "-preset", "veryfast", "-crf", "17",
-        "-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709",
-        "-color_range", "tv",
+        # Ticks that a frame is a whole number of: the default of 1/1000 s rounds the duration.
+        "-movie_timescale", str(spec.fps * 1000), "-video_track_timescale", str(spec.fps * 1000),
         "-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact",
         "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
     ]  # fmt: skip

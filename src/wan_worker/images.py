@@ -137,6 +137,7 @@ def decode(data: bytes, field: str, max_pixels: int) -> Decoded:
     notes = []
     if getattr(image, "is_animated", False):
         notes.append(("ANIMATION_FIRST_FRAME", f"{field}: is animated; its first frame is used"))
+    # Before _upright, which forgives faults and may load pixels on its way to the metadata.
     _guarded(image.load, field)
     rgb, flattened = _guarded(lambda: _rgb(_upright(image)), field)
     if flattened:

@@ -380,7 +380,7 @@ def _resolve(host: str, call: _Call) -> tuple[str, ...]:
 
 def _follow(target: _Target, call: _Call, max_bytes: int) -> bytes:
     """GET, through a few redirects."""
-    headers = {"Accept": "image/*", "Accept-Encoding": "identity"}
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
     for _ in range(MAX_REDIRECTS + 1):
         with _exchange("GET", target, call, headers) as response:
             if response.status not in REDIRECTS:
@@ -528,7 +528,6 @@ def _decoded(response: http.client.HTTPResponse, call: _Call) -> Iterator[bytes]
             raw = unpack.unconsumed_tail
             if unpack.eof and unpack.unused_data:
                 raise call.failed("its compressed content has a tail", retryable=False)
-    yield unpack.flush()  # a last match, at most
     if not unpack.eof:
         raise call.failed("the server broke off before the end", retryable=True)
 

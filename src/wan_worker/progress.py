@@ -7,6 +7,7 @@ Not covered: sending events to RunPod (handler).
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wan_worker.errors import Canceled, DeadlineExceeded
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ class Relay:
             await self._changed.wait()
             self._changed.clear()
             async with self._sending:
-                await self._send(control.latest.public())
+                try:
+                    await self._send(control.latest.public())
+                except Exception as problem:  # noqa: BLE001 (an update must not cost the job)
+                    log.warning("a progress update was lost: %s", type(problem).__name__)
             await asyncio.sleep(self._interval)
 
     async def close(self, running: "asyncio.Task[None]", seconds: float = 5.0) -> None:

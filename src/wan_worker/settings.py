@@ -5,6 +5,7 @@ go. Empty variables count as unset: RunPod's form fields send empty strings.
 Not covered: RUNPOD_* variables that the SDK itself reads (log level, webhooks, fitness checks).
 """
 
+import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,9 +184,22 @@ def _log_level(raw: str) -> str:
     return raw.upper()
 
 
+def _is_base64(text: str) -> bool:
+    try:
+        # Unpadded keys are common; receivers' libraries take them.
+        base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return False
+    return True
+
+
 def _secrets(raw: str) -> tuple[Secret, ...]:
     """One key, or two separated by a space or comma while keys are being rotated."""
     keys = [part for part in re.split(r"[\s,]+", raw) if part]
     if any(len(key.removeprefix("whsec_")) < 16 for key in keys):
         raise ValueError("each key must have at least 16 characters")
+    for key in keys:
+        encoded = key.removeprefix("whsec_")
+        if encoded != key and not _is_base64(encoded):
+            raise ValueError("what follows whsec_ must be base64")
     return tuple(Secret(key) for key in keys)

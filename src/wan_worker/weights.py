@@ -84,6 +84,9 @@ def write_tiny(
     They make a picture of nothing, in the time that a laptop has: every code path runs on them.
     A component that is already there stays as it is.
     """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     models_dir.mkdir(parents=True, exist_ok=True)
     for component in components_of(list(model_ids)):
         target = models_dir / component.name

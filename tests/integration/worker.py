@@ -59,6 +59,7 @@ class Child:
                     "HOME": str(self.home),
                     "TMPDIR": str(self.tmp),
                     "PYTHONUNBUFFERED": "1",
+                    "OMP_NUM_THREADS": "1",
                     **self._env,
                 },
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,87 @@
+"""Fixtures that many tests share: tiny weights written once, and a worker in this process."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from wan_worker import job as jobs
+from wan_worker import weights
+from wan_worker.progress import Control
+from wan_worker.settings import Settings
+
+# Tiny tensors gain nothing from a second thread and lose much where the cores are busy. Set before
+# torch is imported, and inherited by the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
+
+QUICK = {
+    "mode": "video",
+    "prompt": "a red circle",
+    "size": "64x48",
+    "num_frames": 5,
+    "num_inference_steps": 2,
+    "seed": 7,
+}
+"""A request that takes tenths of a second on a CPU."""
+
+Answer = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny weights of every model, written once."""
+    folder = tmp_path_factory.mktemp("store") / "models"
+    weights.write_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_worker(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Worker:
+    """A worker on the tiny weights that keeps its components loaded between tests."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    return jobs.make_worker(
+        Settings(models_dir=models_dir, output_dir=outputs, allow_private_urls=True)
+    )
+
+
+@pytest.fixture
+def worker(shared_worker: jobs.Worker, tmp_path: Path) -> jobs.Worker:
+    """The shared worker with an output folder of the test's own."""
+    return replace(shared_worker, settings=replace(shared_worker.settings, output_dir=tmp_path))
+
+
+@pytest.fixture(scope="session")
+def response_errors() -> Callable[[Answer], list[str]]:
+    """What the response schema finds wrong with an answer."""
+    validator = Draft202012Validator(json.loads((SCHEMAS / "response.schema.json").read_text()))
+    return lambda answer: [f"{e.json_path}: {e.message}" for e in validator.iter_errors(answer)]
+
+
+@pytest.fixture
+def serve(
+    worker: jobs.Worker, response_errors: Callable[[Answer], list[str]]
+) -> Callable[..., Answer]:
+    """Run a request to its answer; a completed one is checked against the response schema."""
+
+    def run(changes: Mapping[str, Any] | None = None, /, job_id: str = "job-1", **top: Any) -> Answer:
+        job = {"id": job_id, "input": QUICK | dict(changes or {}), **top}
+        answer = jobs.run(job, worker, Control())
+        if "error" not in answer:
+            assert response_errors(answer) == []
+        return answer
+
+    return run
+
+
+def error_of(answer: Answer) -> dict[str, Any]:
+    """The parsed error of a failed answer."""
+    assert isinstance(answer.get("error"), str), answer
+    parsed: dict[str, Any] = json.loads(answer["error"])
+    return parsed

@@ -1,0 +1,106 @@
+"""A file is delivered only if it is what was asked for."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_encode import FFMPEG, chunks, ramp, spec
+from wan_worker import artifact, encode
+from wan_worker.encode import Spec
+from wan_worker.errors import EncodeFailed, GenerationFailed
+from wan_worker.progress import Control
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "0.mp4"
+    encode.write(chunks(ramp(17)), path, spec(17), Control(), FFMPEG)
+    return path
+
+
+def test_a_good_video_passes_with_its_facts(video: Path) -> None:
+    made = artifact.check(video, spec(17), Control(), FFMPEG)
+    assert (made.width, made.height, made.num_frames, made.fps) == (64, 48, 17, 16)
+    assert made.duration == 17 / 16
+    assert made.content_type == "video/mp4"
+    assert made.bytes == video.stat().st_size
+    assert made.sha256 == hashlib.sha256(video.read_bytes()).hexdigest()
+    assert [path.name for path in video.parent.iterdir()] == ["0.mp4"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [spec(16), spec(18), spec(17, fps=24), spec(17, height=64), spec(17, width=80)],
+    ids=["frame too many", "frame too few", "rate", "height", "width"],
+)
+def test_a_video_that_is_not_as_asked_is_refused(video: Path, wrong: Spec) -> None:
+    with pytest.raises(EncodeFailed):
+        artifact.check(video, wrong, Control(), FFMPEG)
+
+
+def test_a_truncated_video_is_refused(video: Path) -> None:
+    data = video.read_bytes()
+    video.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(EncodeFailed):
+        artifact.check(video, spec(17), Control(), FFMPEG)
+
+
+def test_a_video_with_its_index_cut_off_is_refused(video: Path) -> None:
+    data = video.read_bytes()
+    video.write_bytes(data.replace(b"moov", b"free"))
+    with pytest.raises(EncodeFailed, match="parts"):
+        artifact.check(video, spec(17), Control(), FFMPEG)
+
+
+def test_a_damaged_picture_inside_is_refused(video: Path) -> None:
+    data = bytearray(video.read_bytes())
+    start = data.index(b"mdat") + 700
+    data[start : start + 400] = bytes(400)
+    video.write_bytes(bytes(data))
+    with pytest.raises(EncodeFailed):
+        artifact.check(video, spec(17), Control(), FFMPEG)
+
+
+def test_a_text_file_is_not_a_video(tmp_path: Path) -> None:
+    path = tmp_path / "0.mp4"
+    path.write_text("Traceback (most recent call last)\n" * 100)
+    with pytest.raises(EncodeFailed, match="begin"):
+        artifact.check(path, spec(17), Control(), FFMPEG)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "0.mp4"
+    path.touch()
+    with pytest.raises(EncodeFailed, match="0 bytes"):
+        artifact.check(path, spec(17), Control(), FFMPEG)
+
+
+@pytest.mark.parametrize("level", [0, 127, 255], ids=["black", "grey", "white"])
+def test_a_video_of_one_colour_is_a_failed_generation(tmp_path: Path, level: int) -> None:
+    frames = np.full((17, 48, 64, 3), level, np.uint8)
+    path = tmp_path / "0.mp4"
+    encode.write(chunks(frames), path, spec(17), Control(), FFMPEG)
+    with pytest.raises(GenerationFailed, match="one colour"):
+        artifact.check(path, spec(17), Control(), FFMPEG)
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_images_are_checked_too(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "0"
+    wanted = Spec(form, 64, 48, 1, None)
+    encode.write(iter([ramp(1)]), path, wanted, Control(), FFMPEG)
+    made = artifact.check(path, wanted, Control(), FFMPEG)
+    assert (made.fps, made.duration, made.num_frames) == (None, None, 1)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(EncodeFailed):
+        artifact.check(path, wanted, Control(), FFMPEG)
+
+
+def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    Image.fromarray(ramp(1)[0]).resize((32, 32)).save(path)
+    with pytest.raises(EncodeFailed, match="The image is"):
+        artifact.check(path, Spec("png", 64, 48, 1, None), Control(), FFMPEG)

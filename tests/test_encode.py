@@ -1,0 +1,216 @@
+"""Frames to files with the real ffmpeg, and what happens when it fails (stub programs)."""
+
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.media import read
+from wan_worker import encode
+from wan_worker.encode import Spec
+from wan_worker.errors import Canceled, DeadlineExceeded, DiskFull, EncodeFailed
+from wan_worker.progress import Control
+
+FFMPEG = encode.ffmpeg_path()
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def ramp(count: int, height: int = 48, width: int = 64) -> Pixels:
+    """Frames that differ in place and time: a bright bar that moves right, brighter each frame."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    for index in range(count):
+        frames[index, :, index * 2 : index * 2 + 12] = (200, 60 + 2 * index, 40)
+        frames[index, : height // 2, :, 2] = 120
+    return frames
+
+
+def chunks(frames: Pixels) -> Iterator[Pixels]:
+    """As the decoder yields them: one frame, then fours."""
+    yield frames[:1]
+    for start in range(1, len(frames), 4):
+        yield frames[start : start + 4]
+
+
+def spec(count: int, fps: int = 16, height: int = 48, width: int = 64) -> Spec:
+    return Spec("mp4", width, height, count, fps)
+
+
+def stub(tmp_path: Path, script: str) -> str:
+    path = tmp_path / "ffmpeg-stub"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.mark.parametrize(("count", "fps"), [(1, 16), (5, 16), (18, 24), (33, 8)])
+def test_the_file_holds_every_frame_at_the_rate_asked_for(
+    tmp_path: Path, count: int, fps: int
+) -> None:
+    target = tmp_path / "0.mp4"
+    encode.write(chunks(ramp(count)), target, spec(count, fps), Control(), FFMPEG)
+    clip = read(target)
+    assert clip.frames.shape == (count, 48, 64, 3)
+    assert clip.fps == fps
+    assert clip.seconds == pytest.approx(count / fps)
+    assert (clip.codec, clip.pixel_format) == ("h264", "yuv420p")
+
+
+def test_frames_are_in_order_and_look_like_the_source(tmp_path: Path) -> None:
+    source = ramp(17)
+    encode.write(chunks(source), tmp_path / "0.mp4", spec(17), Control(), FFMPEG)
+    got = read(tmp_path / "0.mp4").frames
+    errors = [
+        [float(np.mean((a.astype(float) - b) ** 2)) for b in source.astype(float)] for a in got
+    ]
+    assert [int(np.argmin(row)) for row in errors] == list(range(17))
+    assert max(row[i] for i, row in enumerate(errors)) < 60  # over 30 dB, colours included
+
+
+def test_colours_are_tagged_bt709_limited_range(tmp_path: Path) -> None:
+    encode.write(chunks(ramp(5)), tmp_path / "0.mp4", spec(5), Control(), FFMPEG)
+    # ITU-T H.273: 1 is BT.709 for primaries, transfer and matrix; ffmpeg's range 1 is limited.
+    assert read(tmp_path / "0.mp4").colours == (1, 1, 1, 1)
+
+
+def test_colours_survive_the_conversion(tmp_path: Path) -> None:
+    flat = np.zeros((5, 48, 64, 3), np.uint8)
+    flat[:, :, :32] = (220, 30, 30)
+    flat[:, :, 32:] = (30, 60, 200)
+    encode.write(chunks(flat), tmp_path / "0.mp4", spec(5), Control(), FFMPEG)
+    got = read(tmp_path / "0.mp4").frames.astype(int)
+    assert np.abs(got[:, 8:40, 8:24] - (220, 30, 30)).max() <= 6
+    assert np.abs(got[:, 8:40, 40:56] - (30, 60, 200)).max() <= 6
+
+
+def test_the_index_comes_before_the_pictures(tmp_path: Path) -> None:
+    encode.write(chunks(ramp(5)), tmp_path / "0.mp4", spec(5), Control(), FFMPEG)
+    data = (tmp_path / "0.mp4").read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        encode.write(chunks(ramp(9)), tmp_path / name, spec(9), Control(), FFMPEG)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_images_come_in_every_format(tmp_path: Path, form: str) -> None:
+    target = tmp_path / f"0.{encode.EXTENSIONS[form]}"
+    source = ramp(1)
+    encode.write(iter([source]), target, Spec(form, 64, 48, 1, None), Control(), FFMPEG)
+    with Image.open(target) as image:
+        assert image.format == form.upper()
+        difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - source[0])
+    assert difference.mean() < (0.01 if form == "png" else 6)
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (ramp(4), "4 frames were made"),
+        (ramp(6), "More frames"),
+        (ramp(5, height=46), "A frame is"),
+        (ramp(5).astype(np.float32), "float32"),
+    ],
+    ids=["too few", "too many", "wrong shape", "wrong type"],
+)
+def test_frames_that_are_not_as_planned_are_refused(
+    tmp_path: Path, frames: Pixels, words: str
+) -> None:
+    with pytest.raises(EncodeFailed, match=words):
+        encode.write(chunks(frames), tmp_path / "0.mp4", spec(5), Control(), FFMPEG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_ffmpeg_is_an_encode_failure(tmp_path: Path) -> None:
+    with pytest.raises(EncodeFailed, match="can't be started"):
+        encode.write(chunks(ramp(5)), tmp_path / "0.mp4", spec(5), Control(), "/nonexistent")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'boom in /secret/place/file.mp4' >&2; exit 1",
+        "head -c 9000 >/dev/null; echo boom >&2; exit 3",
+        "cat >/dev/null; echo boom >&2; exit 1",
+    ],
+    ids=["at start", "mid-stream", "at close"],
+)
+def test_a_dying_ffmpeg_is_reported_with_its_words_but_no_path(
+    tmp_path: Path, script: str
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    with pytest.raises(EncodeFailed) as caught:
+        encode.write(
+            chunks(ramp(65)), folder / "0.mp4", spec(65), Control(), stub(tmp_path, script)
+        )
+    assert "boom" in caught.value.message
+    assert "secret" not in caught.value.message
+    assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_is_called_that(tmp_path: Path) -> None:
+    script = "cat >/dev/null; echo 'av_interleaved_write_frame(): No space left on device' >&2; exit 1"
+    folder = tmp_path / "job"
+    folder.mkdir()
+    with pytest.raises(DiskFull):
+        encode.write(chunks(ramp(5)), folder / "0.mp4", spec(5), Control(), stub(tmp_path, script))
+
+
+def test_too_little_room_is_noticed_before_the_first_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+
+    def never() -> Iterator[Pixels]:
+        raise AssertionError("a frame was made")
+        yield
+
+    with pytest.raises(DiskFull):
+        encode.write(never(), tmp_path / "0.mp4", spec(5), Control(), FFMPEG)
+
+
+def test_a_hung_ffmpeg_is_killed_at_the_deadline(tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(DeadlineExceeded):
+        encode.write(
+            chunks(ramp(81)), tmp_path / "0.mp4", spec(81), Control(seconds=0.6),
+            stub(tmp_path, "exec sleep 60"),
+        )  # fmt: skip
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def test_cancel_ends_a_hung_ffmpeg(tmp_path: Path) -> None:
+    control = Control()
+    timer = threading.Timer(0.3, control.cancel)
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(Canceled):
+        encode.write(
+            chunks(ramp(81)), tmp_path / "0.mp4", spec(81), control,
+            stub(tmp_path, "exec sleep 60"),
+        )  # fmt: skip
+    timer.join()
+    assert time.monotonic() - started < 30  # of 60
+
+
+def test_a_failing_source_leaves_neither_file_nor_process(tmp_path: Path) -> None:
+    def failing() -> Iterator[Pixels]:
+        yield ramp(1)
+        raise ZeroDivisionError
+
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(ZeroDivisionError):
+        encode.write(failing(), tmp_path / "0.mp4", spec(5), Control(), FFMPEG)
+    assert list(tmp_path.iterdir()) == []
+    assert set(psutil.Process().children(recursive=True)) <= before

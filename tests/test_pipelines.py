@@ -1,0 +1,126 @@
+"""Shared components: loaded once, evicted when they must, never half right."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.test_generate import make_plan
+from wan_worker import job, pipelines, weights
+from wan_worker.catalog import MODELS, VAE_2_1, Component
+from wan_worker.errors import Canceled, ModelCorrupt
+from wan_worker.hardware import Hardware
+
+INLINE_PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAMUlEQVR4nGP8z0A7wMjA"
+    "QEPTRy0YtWDUglELRi0YtWDUglELRi0YtWDUglELRi0AAJ0GAT/8gZ8RAAAAAElFTkSuQmCC"
+)
+
+
+class CountingLoad:
+    """The real loader, counting what it reads."""
+
+    def __init__(self) -> None:
+        self.loads: Counter[str] = Counter()
+
+    def __call__(self, component: Component, models_dir: Path, hardware: Hardware) -> Any:
+        self.loads[component.name] += 1
+        return pipelines.load_component(component, models_dir, hardware)
+
+
+def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) -> None:
+    load = CountingLoad()
+    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware, load)
+    here = weights.installed(worker.settings.models_dir)
+    text = make_plan(worker)
+    image = make_plan(worker, image_url=INLINE_PIXEL)
+    first = pool.pipeline(text, here[text.model.id], lambda: None)
+    second = pool.pipeline(image, here[image.model.id], lambda: None)
+    again = pool.pipeline(text, here[text.model.id], lambda: None)
+    assert set(load.loads.values()) == {1}
+    assert load.loads["umt5-xxl"] == load.loads["wan2.1-vae"] == 1
+    assert first.text_encoder is second.text_encoder is again.text_encoder
+    assert first.vae is second.vae
+    assert first.transformer is not second.transformer
+
+
+def test_nothing_is_loaded_before_the_first_job(worker: job.Worker) -> None:
+    assert pipelines.Pool(worker.settings.models_dir, worker.hardware).loaded == ()
+
+
+def test_what_does_not_fit_beside_the_next_model_is_dropped_oldest_first(
+    worker: job.Worker,
+) -> None:
+    here = weights.installed(worker.settings.models_dir)
+    text, image = make_plan(worker), make_plan(worker, image_url=INLINE_PIXEL)
+    needed = sum(here[image.model.id].component_bytes.values())
+    small = replace(worker.hardware, memory_bytes=int(needed / pipelines.CPU_WEIGHT_SHARE) + 10)
+    pool = pipelines.Pool(worker.settings.models_dir, small)
+    pool.pipeline(text, here[text.model.id], lambda: None)
+    pool.pipeline(image, here[image.model.id], lambda: None)
+    assert set(pool.loaded) == set(MODELS[image.model.id].component_names)
+
+
+def test_a_cancelled_job_stops_loading_between_components(worker: job.Worker) -> None:
+    planned = make_plan(worker)
+    here = weights.installed(worker.settings.models_dir)[planned.model.id]
+    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware)
+
+    def check() -> None:
+        if len(pool.loaded) == 2:
+            raise Canceled("stop")
+
+    with pytest.raises(Canceled):
+        pool.pipeline(planned, here, check)
+    assert len(pool.loaded) == 2
+
+
+def broken_vae(models_dir: Path, tmp_path: Path, how: str) -> Path:
+    store = tmp_path / "models"
+    shutil.copytree(models_dir, store)
+    file = store / VAE_2_1.name / "diffusion_pytorch_model.safetensors"
+    if how == "missing tensor":
+        tensors = load_file(file)
+        tensors.pop("conv_norm_out.weight", None)
+        tensors.pop(sorted(tensors)[0])
+        save_file(tensors, file)
+    elif how == "garbage":
+        file.write_bytes(b"\x00" * 4096)
+    elif how == "config":
+        (store / VAE_2_1.name / "config.json").write_text("{")
+    elif how == "pickle":
+        file.rename(file.with_suffix(".bin"))
+    return store
+
+
+@pytest.mark.parametrize("how", ["missing tensor", "garbage", "config", "pickle"])
+def test_broken_weights_are_named_and_not_filled_with_noise(
+    worker: job.Worker, models_dir: Path, tmp_path: Path, how: str
+) -> None:
+    store = broken_vae(models_dir, tmp_path, how)
+    with pytest.raises(ModelCorrupt) as caught:
+        pipelines.load_component(VAE_2_1, store, worker.hardware)
+    assert "wan2.1-vae" in caught.value.message
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_the_tiny_set_has_the_real_classes(worker: job.Worker) -> None:
+    for changes in ({}, {"image_url": INLINE_PIXEL}):
+        planned = make_plan(worker, **changes)
+        here = weights.installed(worker.settings.models_dir)[planned.model.id]
+        pipeline = worker.pool.pipeline(planned, here, lambda: None)
+        names = {role: type(part).__name__ for role, part in pipeline.components.items() if part}
+        assert type(pipeline).__name__ == planned.model.pipeline
+        assert names["text_encoder"] == "UMT5EncoderModel"
+        assert names["vae"] == "AutoencoderKLWan"
+        assert names["transformer"] == "WanTransformer3DModel"
+        assert names["tokenizer"].startswith("T5Tokenizer")
+        if changes:
+            assert names["image_encoder"] == "CLIPVisionModel"
+        config = json.loads(json.dumps(dict(pipeline.vae.config), default=str))
+        assert (config["scale_factor_spatial"], config["scale_factor_temporal"]) == (8, 4)

@@ -1,0 +1,121 @@
+"""The store: whole components or none, the same bytes every time."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wan_worker import weights
+from wan_worker.catalog import MODELS, components_of
+from wan_worker.errors import ModelCorrupt
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_tiny_weights_are_the_same_to_the_byte_every_time(models_dir: Path, tmp_path: Path) -> None:
+    weights.write_tiny(tmp_path / "again")
+    assert hashes(tmp_path / "again") == hashes(models_dir)
+
+
+def test_tiny_weights_leave_the_random_state_alone(tmp_path: Path) -> None:
+    import torch
+
+    before = torch.random.get_rng_state()
+    weights.write_tiny(tmp_path / "models", ["wan2.1-t2v-1.3b"])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_tiny_weights_fit_in_two_megabytes(models_dir: Path) -> None:
+    assert sum(p.stat().st_size for p in models_dir.rglob("*") if p.is_file()) < 2 * 1024**2
+
+
+def test_models_share_one_text_encoder_and_one_vae(models_dir: Path) -> None:
+    folders = {path.name for path in models_dir.iterdir()}
+    assert folders == {component.name for component in components_of(list(MODELS))}
+    shared = set.intersection(*(set(model.component_names) for model in MODELS.values()))
+    assert {"umt5-xxl", "umt5-tokenizer", "wan2.1-vae"} <= shared
+
+
+def test_every_model_is_installed_and_marked_tiny(models_dir: Path) -> None:
+    here = weights.installed(models_dir)
+    assert set(here) == set(MODELS)
+    assert all(model.tiny for model in here.values())
+
+
+def test_one_model_alone_leaves_the_other_missing(tmp_path: Path) -> None:
+    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    assert set(weights.installed(tmp_path)) == {"wan2.1-t2v-1.3b"}
+
+
+def test_no_store_means_no_models(tmp_path: Path) -> None:
+    assert weights.installed(tmp_path / "absent") == {}
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "short file", "missing file", "not json"])
+def test_a_component_that_is_not_whole_does_not_count(tmp_path: Path, damage: str) -> None:
+    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    folder = tmp_path / "wan2.1-vae"
+    file = folder / "diffusion_pytorch_model.safetensors"
+    if damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif damage == "short file":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "missing file":
+        file.unlink()
+    else:
+        (folder / "manifest.json").write_text("[]")
+    assert weights.installed(tmp_path) == {}
+    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])  # and writing again repairs it
+    assert set(weights.installed(tmp_path)) == {"wan2.1-t2v-1.3b"}
+
+
+def test_one_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
+    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    file = tmp_path / "wan2.1-vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    vae = next(c for c in components_of(list(MODELS)) if c.name == "wan2.1-vae")
+    with pytest.raises(ModelCorrupt, match=r"wan2\.1-vae/diffusion_pytorch_model\.safetensors"):
+        weights.verify(tmp_path, vae)
+
+
+def test_an_interrupted_write_is_swept_by_the_next(tmp_path: Path) -> None:
+    partial = tmp_path / "wan2.1-vae.partial"
+    partial.mkdir(parents=True)
+    (partial / "half.safetensors").write_bytes(b"half")
+    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    assert not list(tmp_path.glob("*.partial"))
+    manifest = json.loads((tmp_path / "wan2.1-vae" / "manifest.json").read_text())
+    assert "half.safetensors" not in manifest["files"]
+
+
+def test_the_command_line_writes_lists_and_verifies(tmp_path: Path) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "download_weights.py", "--dest", str(tmp_path), *options],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert "wan2.1-t2v-1.3b: missing" in run("--list").stdout
+    written = run("--tiny", "--models", "wan2.1-t2v-1.3b")
+    assert (written.returncode, written.stderr) == (0, "")
+    assert "wan2.1-t2v-1.3b: tiny" in run("--list").stdout
+    assert run("--verify", "--models", "wan2.1-t2v-1.3b").returncode == 0
+    failed = run("--verify", "--models", "wan2.1-i2v-14b-480p")
+    assert failed.returncode == 1
+    assert "MODEL_CORRUPT" in failed.stderr
