@@ -70,7 +70,9 @@ def serve(
 ) -> Callable[..., Answer]:
     """Run a request to its answer; a completed one is checked against the response schema."""
 
-    def run(changes: Mapping[str, Any] | None = None, /, job_id: str = "job-1", **top: Any) -> Answer:
+    def run(
+        changes: Mapping[str, Any] | None = None, /, job_id: str = "job-1", **top: Any
+    ) -> Answer:
         job = {"id": job_id, "input": QUICK | dict(changes or {}), **top}
         answer = jobs.run(job, worker, Control())
         if "error" not in answer:

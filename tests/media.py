@@ -19,7 +19,7 @@ class Clip:
     codec: str
     pixel_format: str
     colours: tuple[int, int, int, int]
-    """Colour range, primaries, transfer and matrix, as numbered by ITU-T H.273 (range by ffmpeg)."""
+    """Range (ffmpeg's number), primaries, transfer and matrix (numbers of ITU-T H.273)."""
 
 
 def read(path: Path) -> Clip:

@@ -145,9 +145,7 @@ def test_a_missing_ffmpeg_is_an_encode_failure(tmp_path: Path) -> None:
     ],
     ids=["at start", "mid-stream", "at close"],
 )
-def test_a_dying_ffmpeg_is_reported_with_its_words_but_no_path(
-    tmp_path: Path, script: str
-) -> None:
+def test_a_dying_ffmpeg_is_reported_with_its_words_but_no_path(tmp_path: Path, script: str) -> None:
     folder = tmp_path / "job"
     folder.mkdir()
     with pytest.raises(EncodeFailed) as caught:
@@ -160,7 +158,9 @@ def test_a_dying_ffmpeg_is_reported_with_its_words_but_no_path(
 
 
 def test_a_full_disk_is_called_that(tmp_path: Path) -> None:
-    script = "cat >/dev/null; echo 'av_interleaved_write_frame(): No space left on device' >&2; exit 1"
+    script = (
+        "cat >/dev/null; echo 'av_interleaved_write_frame(): No space left on device' >&2; exit 1"
+    )
     folder = tmp_path / "job"
     folder.mkdir()
     with pytest.raises(DiskFull):

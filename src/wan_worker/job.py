@@ -32,7 +32,9 @@ from wan_worker import (
     storage,
     weights,
 )
+from wan_worker.catalog import MODELS
 from wan_worker.errors import (
+    ConfigInvalid,
     FetchFailed,
     GpuFault,
     ImageRejected,
@@ -78,8 +80,10 @@ def make_worker(settings: Settings) -> Worker:
     """Everything that is ready before the first job.
 
     Raises:
-        ConfigInvalid: schemas are broken.
+        ConfigInvalid: the schemas are broken, or DEFAULT_MODEL is no model.
     """
+    if settings.default_model is not None and settings.default_model not in MODELS:
+        raise ConfigInvalid(f"DEFAULT_MODEL: must be one of {', '.join(MODELS)}")
     machine = hardware.detect()
     return Worker(
         settings=settings,
@@ -223,7 +227,10 @@ def _with_image(
             )
         )
         installed = weights.installed(worker.settings.models_dir)
-        return plan.make(plain, worker.hardware, installed, worker.settings.default_model), None
+        try:
+            return plan.make(plain, worker.hardware, installed, worker.settings.default_model), None
+        except WorkerError:
+            raise problem from None  # the image is what to mend
     planned = plan.fit_to_image(planned, decoded.image.size)
     notices = tuple(Notice(code, message) for code, message in decoded.warnings)
     image = images.cover(decoded.image, *planned.generated_size)

@@ -10,6 +10,7 @@ Rules, in order:
 5. The placement: all weights stay on the GPU where they fit, else they take turns.
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
+Not covered: how long a job will take, and memory beyond a fixed allowance for activations.
 """
 
 import math
@@ -139,9 +140,9 @@ def make(
             )
         )
 
-    fps = request.fps or model.fps
-    num_frames = _num_frames(request, model, fps)
-    if num_frames > model.native_frames:
+    fps = model.fps if request.mode == "image" else _or(request.fps, model.fps, "fps", reasons)
+    num_frames = _num_frames(request, model, fps, reasons)
+    if num_frames > model.native_frames + model.temporal_stride:
         notices.append(
             Notice(
                 "BEYOND_NATIVE_LENGTH",
@@ -201,9 +202,10 @@ def fit_to_image(plan: Plan, image_size: Size) -> Plan:
     if plan.size is not None:
         return plan
     width, height = image_size
-    grid, aspect = plan.model.grid, height / width
-    fitted_height = max(grid, int(math.sqrt(plan.pixel_budget * aspect)) // grid * grid)
-    fitted_width = max(grid, int(math.sqrt(plan.pixel_budget / aspect)) // grid * grid)
+    grid, budget = plan.model.grid, plan.pixel_budget
+    # In integers: a float root of 480 squared can be 479.99, which would cost a step of the grid.
+    fitted_height = max(grid, math.isqrt(budget * height // width) // grid * grid)
+    fitted_width = max(grid, math.isqrt(budget * width // height) // grid * grid)
     return _explain_grid(replace(plan, size=(fitted_width, fitted_height)))
 
 
@@ -231,12 +233,12 @@ def _choose(
 
 def _misfit(request: Request, model: Model) -> InvalidRequest | Unsupported | None:
     """Why this model can't serve the request, or None."""
+    if request.mode == "image" and model.needs_image:
+        return InvalidRequest(f"{model.id} makes videos only", field="/input/model")
     if request.image is None and model.needs_image:
         return InvalidRequest(f"{model.id} needs an image", field="/input/image_url")
     if request.image is not None and not model.needs_image:
         return InvalidRequest(f"{model.id} takes no image", field=request.image_field)
-    if request.mode == "image" and model.needs_image:
-        return InvalidRequest(f"{model.id} makes videos only", field="/input/model")
     bounded = request.size is not None and (request.size_is_explicit or request.image is None)
     if bounded and request.size is not None and _area(request.size) > model.max_pixels:
         larger = [
@@ -272,13 +274,15 @@ def _install_hint(model_id: str) -> str:
     )
 
 
-def _num_frames(request: Request, model: Model, fps: int) -> int:
+def _num_frames(request: Request, model: Model, fps: int, reasons: list[str]) -> int:
     if request.mode == "image":
         return 1
     if request.duration is not None:
         frames, field = max(1, round(request.duration * fps)), "/input/duration"
+        reasons.append(f"num_frames: {frames}, {request.duration:g} s at {fps} fps")
     else:
-        frames, field = request.num_frames or model.native_frames, "/input/num_frames"
+        frames = _or(request.num_frames, model.native_frames, "num_frames", reasons)
+        field = "/input/num_frames"
     if frames > model.max_frames:
         raise InvalidRequest(
             f"{model.id} makes up to {model.max_frames} frames, "
@@ -296,9 +300,15 @@ def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
 
 
 def _place(model: Installed, hardware: Hardware) -> tuple[Literal["resident", "offload"], str]:
-    if hardware.device == "cpu":
-        return "resident", f"device: CPU ({hardware.reason})"
     total, largest = sum(model.component_bytes.values()), max(model.component_bytes.values())
+    if hardware.device == "cpu":
+        if 2 * total > hardware.memory_bytes:  # stored in bf16, run in fp32
+            raise Unsupported(
+                f"Without a GPU this model needs {_gb(2 * total)} of memory; this machine has "
+                f"{_gb(hardware.memory_bytes)}. {hardware.reason}",
+                field="/input/model",
+            )
+        return "resident", f"device: CPU ({hardware.reason})"
     free = hardware.memory_bytes - WORKING_BYTES
     if total <= free:
         return "resident", f"device: {hardware.name}, all {_gb(total)} of weights stay on it"

@@ -110,11 +110,28 @@ def load_contract(folder: Path = SCHEMAS_DIR) -> Contract:
         Draft202012Validator.check_schema(schema)
         fields = schema["properties"]
         aliases = {name: f["x-alias-of"] for name, f in fields.items() if "x-alias-of" in f}
+        validator = Draft202012Validator(schema)
+        _check_presets(presets, validator, fields["job_type"]["enum"], fields["profile"]["enum"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
         raise ConfigInvalid(
             f"schemas/ is not usable ({type(error).__name__}): the image is built wrong"
         ) from error
-    return Contract(Draft202012Validator(schema), tuple(fields), aliases, presets)
+    return Contract(validator, tuple(fields), aliases, presets)
+
+
+def _check_presets(
+    presets: Any, validator: Draft202012Validator, job_types: list[str], profiles: list[str]
+) -> None:
+    """Raise ValueError unless every preset is there and holds values that a request could."""
+    if list(presets) != job_types:
+        raise ValueError("presets.json and the schema name different job types")
+    for preset in presets.values():
+        variants = preset["profiles"] if "profiles" in preset else {"": preset["values"]}
+        if "profiles" in preset and list(variants) != profiles:
+            raise ValueError("presets.json and the schema name different profiles")
+        for values in variants.values():
+            if not validator.is_valid({"mode": preset["mode"], **values}):
+                raise ValueError("a preset breaks the schema")
 
 
 def parse(job: Mapping[str, Any], contract: Contract) -> Request:
@@ -133,17 +150,16 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         )
     _check_values(given)
     _check_schema(given, contract)
-    fields = _canonical(given, contract.aliases)
-    fields, notices = _open_envelope(fields, given)
+    fields, where = _canonical(given, contract.aliases)
+    fields, where, notices = _open_envelope(fields, where)
     mode, preset = _mode_and_preset(fields, contract.presets)
-    explicit_size = _explicit_size(fields, mode)
+    explicit_size = _explicit_size(fields, where, mode)
     image = fields.get("image_url")
-    _check_prompt(fields, image)
-    _check_mode_fields(fields, mode)
     if mode == "image" and image is not None:
         if not fields.get("reference_fallback"):
             raise InvalidRequest(
-                "image_url starts a video; mode image takes a prompt only", field="/input/image_url"
+                "A start image is for videos; mode image takes a prompt only",
+                field=where["image_url"],
             )
         image = None
         notices.append(
@@ -152,8 +168,8 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
                 "An image was made from the prompt alone: a reference image only starts videos.",
             )
         )
-    if fields.get("num_frames") is not None and fields.get("duration") is not None:
-        raise InvalidRequest("Give num_frames or duration, not both", field="/input/duration")
+    _check_prompt(fields, image)
+    _check_lengths(fields, where, mode)
     size = explicit_size or _turn(_parse_size(preset.get("size")), fields.get("orientation"))
     length_given = "num_frames" in fields or "duration" in fields
 
@@ -169,7 +185,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         job_type=fields.get("job_type"),
         negative_prompt=fields.get("negative_prompt"),
         image=image,
-        image_field=fields.get("image_field", "/input/image_url"),
+        image_field=where.get("image_url", "/input/image_url"),
         reference_fallback=bool(fields.get("reference_fallback", False)),
         size=size,
         size_is_explicit=explicit_size is not None,
@@ -196,10 +212,11 @@ def _check_values(given: dict[str, Any]) -> None:
     encoded into the answer, and deep nesting exhausts the stack of recursive code.
     """
     pending: list[tuple[str, Any, int]] = [("/input", given, 0)]
-    seen = 0
+    seen = 1
     while pending:
         pointer, value, depth = pending.pop()
-        seen += 1
+        if isinstance(value, dict | list):
+            seen += len(value)
         if depth > MAX_DEPTH or seen > MAX_VALUES:
             raise InvalidRequest(
                 f"The input is nested deeper than {MAX_DEPTH} levels or holds more than "
@@ -244,9 +261,9 @@ def _describe(error: ValidationError, known: tuple[str, ...]) -> Iterator[tuple[
     match error.validator:
         case "additionalProperties":
             for name in sorted(set(instance) - set(known)):
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+                near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.6)
                 hint = f"did you mean {near[0]}?" if near else "the README lists every field"
-                yield f"{pointer}/{_escape(name[:80])}", f"Unknown field; {hint}"
+                yield f"{pointer}/{_escape(name)}", f"Unknown field; {hint}"
         case "type":
             wanted = rule if isinstance(rule, str) else " or ".join(rule)
             yield pointer, f"Must be of type {wanted}"
@@ -268,29 +285,29 @@ def _describe(error: ValidationError, known: tuple[str, ...]) -> Iterator[tuple[
             yield pointer, f"Breaks the schema's rule {other}"
 
 
-def _canonical(given: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The same fields under their canonical names."""
+def _canonical(
+    given: dict[str, Any], aliases: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same fields under their canonical names, and the pointer that each was given under."""
     fields: dict[str, Any] = {}
-    origin: dict[str, str] = {}
+    where: dict[str, str] = {}
     for name, value in given.items():
         target = aliases.get(name, name)
         if target in fields:
             raise InvalidRequest(
-                f"{origin[target]} and {name} mean the same; give one of them",
+                f"{where[target].rpartition('/')[2]} and {name} mean the same; give one of them",
                 field=f"/input/{name}",
             )
         fields[target] = value
-        origin[target] = name
-    if "image_url" in origin:
-        fields["image_field"] = f"/input/{origin['image_url']}"
-    return fields
+        where[target] = f"/input/{name}"
+    return fields, where
 
 
 def _open_envelope(
-    fields: dict[str, Any], given: dict[str, Any]
-) -> tuple[dict[str, Any], list[Notice]]:
+    fields: dict[str, Any], where: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str], list[Notice]]:
     """Legacy envelope: a reference frame under config or metadata, with the old fallback."""
-    config, metadata = given.get("config") or {}, given.get("metadata") or {}
+    config, metadata = fields.get("config", {}), fields.get("metadata", {})
     references = {
         pointer: value
         for pointer, value in (
@@ -307,31 +324,27 @@ def _open_envelope(
                 "metadata.end_reference_url was not used: no model served here takes an end frame.",
             )
         )
+    read = {"config": {"first_frame"}, "metadata": {"start_reference_url", "end_reference_url"}}
     ignored = sorted(
-        [f"config.{name}" for name in config if name != "first_frame"]
-        + [
-            f"metadata.{name}"
-            for name in metadata
-            if name not in ("start_reference_url", "end_reference_url")
-        ]
+        f"{part}.{name}"[:60]
+        for part, names in read.items()
+        for name in fields.get(part, {})
+        if name not in names
     )
     if ignored:
-        names = ", ".join(name[:60] for name in ignored[:5])
+        others = " and others." if len(ignored) > 5 else "."
         notices.append(
-            Notice(
-                "ENVELOPE_FIELDS_IGNORED",
-                f"Not read: {names}" + (" and others." if len(ignored) > 5 else "."),
-            )
+            Notice("ENVELOPE_FIELDS_IGNORED", f"Not read: {', '.join(ignored[:5])}{others}")
         )
     if not references:
-        return fields, notices
+        return fields, where, notices
     pointer, value = next(iter(references.items()))
     if "image_url" in fields or len(set(references.values())) > 1:
         raise InvalidRequest(
             "More than one start image is given; keep image_url alone", field=pointer
         )
-    opened = {**fields, "image_url": value, "image_field": pointer, "reference_fallback": True}
-    return opened, notices
+    opened = {"reference_fallback": True} | fields | {"image_url": value}
+    return opened, where | {"image_url": pointer}, notices
 
 
 def _mode_and_preset(
@@ -359,27 +372,27 @@ def _mode_and_preset(
     return preset["mode"], preset["profiles"][fields.get("profile", "balanced")]
 
 
-def _explicit_size(fields: dict[str, Any], mode: Mode) -> Size | None:
+def _explicit_size(fields: dict[str, Any], where: dict[str, str], mode: Mode) -> Size | None:
     width, height, text = fields.get("width"), fields.get("height"), fields.get("size")
     if text is not None and (width is not None or height is not None):
-        raise InvalidRequest("Give size, or width and height, not both", field="/input/size")
+        raise InvalidRequest("Give size, or width and height, not both", field=where["size"])
     if (width is None) != (height is None):
         absent = "width" if width is None else "height"
         raise InvalidRequest("width and height go together", field=f"/input/{absent}")
     size = (int(width), int(height)) if width is not None and height is not None else None
-    where = "/input/width"
     if text is not None:
-        size, where = _parse_size(text), "/input/size"
+        size = _parse_size(text)
         if size is None or not all(16 <= side <= 1920 for side in size):
             raise InvalidRequest(
-                "Must be width x height such as 832x480, each from 16 to 1920", field=where
+                "Must be width x height such as 832x480, each from 16 to 1920", field=where["size"]
             )
     if size is None:
         return None
     if mode == "video" and (size[0] % 2 or size[1] % 2):
+        odd = "width" if size[0] % 2 else "height"
         raise InvalidRequest(
             "A video's width and height must be even (H.264 stores colour in 2x2 blocks)",
-            field=where,
+            field=where.get("size", f"/input/{odd}"),
         )
     if fields.get("orientation") is not None and size != _turn(size, fields["orientation"]):
         raise InvalidRequest(
@@ -409,13 +422,15 @@ def _check_prompt(fields: dict[str, Any], image: str | None) -> None:
         raise InvalidRequest("Must not be blank", field="/input/prompt")
 
 
-def _check_mode_fields(fields: dict[str, Any], mode: Mode) -> None:
+def _check_lengths(fields: dict[str, Any], where: dict[str, str], mode: Mode) -> None:
     if mode == "image":
         if fields.get("num_frames") not in (None, 1):
-            raise InvalidRequest("An image has one frame", field="/input/num_frames")
+            raise InvalidRequest("An image has one frame", field=where["num_frames"])
         for name in ("duration", "fps"):
             if name in fields:
                 raise InvalidRequest("Belongs to mode video", field=f"/input/{name}")
+    if "num_frames" in fields and "duration" in fields:
+        raise InvalidRequest("Give num_frames or duration, not both", field="/input/duration")
 
 
 def _output_format(asked: str | None, mode: Mode) -> str:
@@ -463,5 +478,5 @@ def _job_bucket(given: object) -> Bucket | None:
 
 
 def _escape(part: str) -> str:
-    """One reference token of a JSON pointer (RFC 6901)."""
-    return part.replace("~", "~0").replace("/", "~1")
+    """One reference token of a JSON pointer (RFC 6901), of a length that fits into an answer."""
+    return part[:80].replace("~", "~0").replace("/", "~1")

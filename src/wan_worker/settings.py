@@ -196,6 +196,8 @@ def _is_base64(text: str) -> bool:
 def _secrets(raw: str) -> tuple[Secret, ...]:
     """One key, or two separated by a space or comma while keys are being rotated."""
     keys = [part for part in re.split(r"[\s,]+", raw) if part]
+    if not keys:
+        raise ValueError("holds no key")
     if any(len(key.removeprefix("whsec_")) < 16 for key in keys):
         raise ValueError("each key must have at least 16 characters")
     for key in keys:

@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
+
 from tests.integration.worker import Child, answers_http, free_port
 
 

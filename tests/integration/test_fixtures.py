@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from botocore.exceptions import ClientError
+
 from tests.integration.api_server import ApiServer
 from tests.integration.platform import Platform
 from tests.integration.s3 import S3Server

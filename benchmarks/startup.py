@@ -1,0 +1,102 @@
+"""What a worker costs before it works: process start to first job-take, and a rejected job.
+
+    python benchmarks/startup.py [--json benchmarks/startup.json]
+
+The first is measured through RunPod's own production loop on loopback, alternating with a bare
+``python -c 'import runpod'``; medians of five. The second is one call of ``job.run`` with a field
+misspelt, median of 200, in a process that never imports torch.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from tests.integration.platform import Platform  # noqa: E402
+from tests.integration.worker import Worker  # noqa: E402
+
+ROUNDS = 5
+REJECTIONS = """
+import json, statistics, sys, time
+sys.path.insert(0, "src")
+from pathlib import Path
+from wan_worker import job
+from wan_worker.progress import Control
+from wan_worker.settings import Settings
+worker = job.make_worker(Settings(models_dir=Path(sys.argv[1])))
+bad = {"id": "x", "input": {"mode": "video", "prompt": "a cat", "stepz": 4}}
+def once():
+    started = time.perf_counter()
+    assert "error" in job.run(bad, worker, Control())
+    return time.perf_counter() - started
+first = once()
+print(json.dumps({"first": first, "median": statistics.median(once() for _ in range(200)),
+                  "torch": "torch" in sys.modules}))
+"""
+
+
+def first_take_seconds(folder: Path) -> float:
+    with Platform() as runpod:
+        started = time.monotonic()
+        with Worker(runpod, folder):
+            taken = runpod.first_take_at
+    assert taken is not None
+    return taken - started
+
+
+def bare_import_seconds() -> float:
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import runpod"], check=True)
+    return time.monotonic() - started
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--models", type=Path, default=ROOT / "models")
+    options = parser.parse_args()
+    takes, imports = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        first_take_seconds(Path(folder) / "warm")
+        bare_import_seconds()
+        for index in range(ROUNDS):
+            print(f"round {index + 1} of {ROUNDS} ...", file=sys.stderr)
+            takes.append(first_take_seconds(Path(folder) / str(index)))
+            imports.append(bare_import_seconds())
+    rejected = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", REJECTIONS, str(options.models)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    take, bare = statistics.median(takes), statistics.median(imports)
+    report = {
+        "what": "process start to first job-take; a rejected job",
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+        "first_take_s": round(take, 2),
+        "bare_import_runpod_s": round(bare, 2),
+        "ratio": round(take / bare, 2),
+        "rejected_job_ms": round(rejected["median"] * 1000, 2),
+        "first_rejected_job_ms": round(rejected["first"] * 1000, 2),
+        "rejection_imported_torch": rejected["torch"],
+    }
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

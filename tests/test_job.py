@@ -1,0 +1,355 @@
+"""The whole flow in one process: real pipelines, real ffmpeg, every answer against its schema."""
+
+import base64
+import hashlib
+import io
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import QUICK, Answer, error_of
+from tests.media import path_of, read
+from wan_worker import job as jobs
+from wan_worker import plan, storage
+from wan_worker.catalog import MODELS
+from wan_worker.progress import Control
+
+Serve = Callable[..., Answer]
+
+
+def picture(width: int = 96, height: int = 64, colour: tuple[int, int, int] = (220, 40, 40)) -> str:
+    """A PNG with a bright square on a colour, as a data URI."""
+    pixels = np.full((height, width, 3), colour, np.uint8)
+    pixels[height // 4 : height // 2, width // 4 : width // 2] = (240, 240, 60)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def sha256_of(answer: Answer) -> str:
+    digest: str = answer["assets"][0]["sha256"]
+    return digest
+
+
+def codes(answer: Answer) -> list[str]:
+    return [warning["code"] for warning in answer["warnings"]]
+
+
+def test_text_becomes_a_video_of_the_size_length_and_rate_asked_for(serve: Serve) -> None:
+    answer = serve({"size": "64x48", "num_frames": 9, "fps": 8})
+    asset = answer["assets"][0]
+    path = path_of(asset["url"])
+    clip = read(path)
+    assert clip.frames.shape == (9, 48, 64, 3)
+    assert (clip.fps, clip.seconds) == (8, 9 / 8)
+    assert asset["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert asset["bytes"] == path.stat().st_size
+    assert asset["seed"] == 7
+    assert answer["metadata"]["weights"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("shape", "delivered"), [((300, 200), (80, 48)), ((200, 300), (48, 80)), ((90, 90), (64, 64))]
+)
+def test_an_image_becomes_a_video_of_its_shape(
+    worker: jobs.Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int],
+    delivered: tuple[int, int],
+) -> None:
+    # The real budget of 480p takes minutes on a CPU; the rule is the same for a small one.
+    small = {name: replace(m, default_size=(80, 56)) for name, m in MODELS.items()}
+    monkeypatch.setattr(plan, "MODELS", small)
+    request = {k: v for k, v in QUICK.items() if k != "size"} | {"image_url": picture(*shape)}
+    answer = jobs.run({"id": "i", "input": request}, worker, Control())
+    asset = answer["assets"][0]
+    assert (asset["width"], asset["height"]) == delivered
+    assert answer["metadata"]["model"] == "wan2.1-i2v-14b-480p"
+    assert answer["metadata"]["wan_task"] == "i2v-14B"
+
+
+def test_text_becomes_an_image(serve: Serve) -> None:
+    answer = serve({"mode": "image", "num_frames": 1})
+    asset = answer["assets"][0]
+    with Image.open(path_of(asset["url"])) as image:
+        assert (image.format, image.size) == ("PNG", (64, 48))
+    assert (asset["fps"], asset["duration"], asset["num_frames"]) == (None, None, 1)
+
+
+@pytest.mark.parametrize(("form", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_an_image_comes_in_the_format_asked_for(serve: Serve, form: str, kind: str) -> None:
+    request = {k: v for k, v in QUICK.items() if k != "num_frames"}
+    answer = serve(request | {"mode": "image", "num_frames": 1, "output_format": form})
+    with Image.open(path_of(answer["assets"][0]["url"])) as image:
+        assert image.format == kind
+
+
+@pytest.mark.parametrize(
+    ("asked", "generated"),
+    [
+        ({"size": "54x36"}, {"width": 64, "height": 48, "num_frames": 5}),
+        ({"num_frames": 7}, {"width": 64, "height": 48, "num_frames": 9}),
+        ({"num_frames": 8, "size": "80x50"}, {"width": 80, "height": 64, "num_frames": 9}),
+        ({"duration": 0.5, "num_frames": None}, {"width": 64, "height": 48, "num_frames": 9}),
+    ],
+    ids=["size off the grid", "length off 4k+1", "both", "duration"],
+)
+def test_off_grid_requests_are_delivered_exactly_and_both_are_reported(
+    serve: Serve, asked: dict[str, Any], generated: dict[str, int], worker: jobs.Worker
+) -> None:
+    merged = {k: v for k, v in (QUICK | asked).items() if v is not None}
+    answer = jobs.run({"id": "grid", "input": merged}, worker, Control())
+    asset = answer["assets"][0]
+    frames = merged.get("num_frames", 8)
+    width, height = (int(side) for side in merged["size"].split("x"))
+    assert read(path_of(asset["url"])).frames.shape == (frames, height, width, 3)
+    assert (asset["width"], asset["height"], asset["num_frames"]) == (width, height, frames)
+    assert answer["metadata"]["generated"] == generated
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_ran_before(serve: Serve) -> None:
+    first = serve(job_id="a")
+    others = [
+        serve({"solver": "dpm++", "flow_shift": 8.0, "seed": 99}, job_id="b"),
+        serve({"image_url": picture(), "size": "64x48"}, job_id="c"),
+        serve({"mode": "image", "num_frames": 1, "guidance_scale": 1.0}, job_id="d"),
+        serve({"size": "48x64", "num_frames": 9}, job_id="e"),
+    ]
+    again = serve(job_id="f")
+    assert sha256_of(again) == sha256_of(first)
+    assert len({sha256_of(answer) for answer in [first, *others]}) == 5
+
+
+def test_image_to_video_repeats_itself_too(serve: Serve) -> None:
+    request = {"image_url": picture(), "size": "64x48"}
+    assert sha256_of(serve(request)) == sha256_of(serve(request))
+    other = {"image_url": picture(colour=(20, 60, 220)), "size": "64x48"}
+    assert sha256_of(serve(request)) != sha256_of(serve(other))
+
+
+def test_a_drawn_seed_is_reported_and_repeats(serve: Serve) -> None:
+    drawn = serve({"seed": -1})
+    seed = drawn["assets"][0]["seed"]
+    assert seed >= 0
+    assert sha256_of(serve({"seed": seed})) == sha256_of(drawn)
+
+
+def test_base64_holds_the_file_itself(serve: Serve) -> None:
+    asset = serve({"response_format": "base64"})["assets"][0]
+    data = base64.b64decode(asset["data"])
+    assert hashlib.sha256(data).hexdigest() == asset["sha256"]
+    assert "url" not in asset
+
+
+def test_an_inline_result_over_the_limit_says_what_to_do(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "INLINE_BYTES", 100)
+    error = error_of(serve({"response_format": "base64"}))
+    assert error["code"] == "OUTPUT_TOO_LARGE"
+    assert "response_format" in error["message"]
+
+
+def test_on_the_platform_without_a_bucket_the_variables_to_set_are_named(
+    worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "INLINE_BYTES", 100)
+    platform = replace(worker, settings=replace(worker.settings, on_platform=True))
+    error = error_of(jobs.run({"id": "x", "input": QUICK}, platform, Control()))
+    assert error["code"] == "OUTPUT_TOO_LARGE"
+    assert "BUCKET_ENDPOINT_URL" in error["message"]
+    assert "s3Config" in error["message"]
+
+
+def test_the_manifest_is_the_answer_without_urls(serve: Serve, worker: jobs.Worker) -> None:
+    answer = serve(job_id="kept")
+    manifest = json.loads((worker.settings.output_dir / "kept" / "manifest.json").read_text())
+    assert manifest["assets"][0]["key"] == "kept/0.mp4"
+    assert manifest["assets"][0]["sha256"] == sha256_of(answer)
+    assert "url" not in manifest["assets"][0]
+    assert manifest["metadata"]["model"] == answer["metadata"]["model"]
+
+
+@pytest.mark.parametrize("job_id", ["../../etc/passwd", "a/b", "", "x" * 500, "é", ".."])
+def test_a_strange_job_id_never_becomes_a_path(
+    serve: Serve, worker: jobs.Worker, job_id: str
+) -> None:
+    answer = serve(job_id=job_id)
+    path = path_of(answer["assets"][0]["url"]).resolve()
+    assert path.is_relative_to(worker.settings.output_dir.resolve())
+    assert len(path.relative_to(worker.settings.output_dir.resolve()).parts) == 2
+
+
+def test_timings_add_up(serve: Serve) -> None:
+    timings = serve()["metadata"]["timings"]
+    assert timings["denoise"] > 0
+    assert timings["decode_encode"] > 0
+    parts = sum(seconds for stage, seconds in timings.items() if stage != "total")
+    assert parts == pytest.approx(timings["total"], abs=0.05)
+
+
+def test_no_temp_folder_outlives_its_job(
+    worker: jobs.Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+    for changes in ({}, {"prompt": ""}, {"image_url": "data:image/png;base64,AAAA"}):
+        jobs.run({"id": "t", "input": QUICK | changes}, worker, Control())
+    assert list(temp.iterdir()) == []
+
+
+# Faults: the code is right, the message tells nothing private, and the next job succeeds.
+
+
+def break_pipeline(error: BaseException) -> Callable[..., Any]:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return broken
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "refresh"),
+    [
+        (OutOfMemoryError("CUDA out of memory. Tried /secret/path"), "OUT_OF_MEMORY", True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "GPU_FAULT", True),
+        (RuntimeError("weird /secret/path"), "INTERNAL", False),
+        (SystemExit(1), "INTERNAL", False),
+        (MemoryError(), "OUT_OF_MEMORY", True),
+    ],
+    ids=["out of memory", "illegal access", "unexpected", "sys.exit", "host memory"],
+)
+def test_a_fault_has_its_code_and_the_next_job_succeeds(
+    serve: Serve, error: BaseException, code: str, refresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.generate, "denoise", break_pipeline(error))
+        answer = serve()
+    assert error_of(answer)["code"] == code
+    assert answer.get("refresh_worker", False) is refresh
+    assert "secret" not in json.dumps(answer)
+    assert "Traceback" not in json.dumps(answer)
+    assert "error" not in serve()
+
+
+def test_a_cancelled_job_says_so_and_the_next_succeeds(worker: jobs.Worker, serve: Serve) -> None:
+    control = Control()
+    control._notify = lambda: control.cancel() if control.stage == "denoise" else None
+    error = error_of(jobs.run({"id": "c", "input": QUICK}, worker, control))
+    assert (error["code"], error["stage"]) == ("CANCELED", "denoise")
+    assert "error" not in serve()
+
+
+def test_a_job_waits_for_the_gpu_and_can_be_cancelled_there(worker: jobs.Worker) -> None:
+    control = Control()
+    with worker.gpu:
+        timer = threading.Timer(0.2, control.cancel)
+        timer.start()
+        error = error_of(jobs.run({"id": "w", "input": QUICK}, worker, control))
+        timer.join()
+    assert (error["code"], error["stage"]) == ("CANCELED", "queue")
+
+
+def test_a_deadline_names_its_stage(worker: jobs.Worker) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1.0
+        return now
+
+    error = error_of(
+        jobs.run(
+            {"id": "d", "input": QUICK | {"num_inference_steps": 40}},
+            worker,
+            Control(seconds=30, clock=clock),
+        )
+    )
+    assert (error["code"], error["stage"]) == ("DEADLINE", "denoise")
+
+
+def test_a_model_that_is_not_installed_is_named_with_its_command(
+    worker: jobs.Worker, tmp_path: Path
+) -> None:
+    empty = replace(worker, settings=replace(worker.settings, models_dir=tmp_path / "none"))
+    error = error_of(jobs.run({"id": "m", "input": QUICK}, empty, Control()))
+    assert error["code"] == "MODEL_UNAVAILABLE"
+    assert "download_weights.py --models wan2.1-t2v-1.3b" in error["message"]
+
+
+def test_a_result_that_is_not_json_is_caught(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_response", lambda *_, **__: {"bad": float("nan")})
+    monkeypatch.setattr(storage, "put_manifest", lambda *_: None)
+    assert error_of(serve())["code"] == "INTERNAL"
+
+
+# Reference images: an error, or plain generation with a warning where the old envelope wants it.
+
+BAD_IMAGE = "data:image/png;base64," + base64.b64encode(b"not an image at all").decode()
+
+
+def test_an_unusable_image_is_an_error_by_default(serve: Serve) -> None:
+    error = error_of(serve({"image_url": BAD_IMAGE}))
+    assert (error["code"], error["field"]) == ("IMAGE_REJECTED", "/input/image_url")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"image_url": BAD_IMAGE, "reference_fallback": True},
+        {"config": {"first_frame": BAD_IMAGE}},
+        {"metadata": {"start_reference_url": BAD_IMAGE}},
+        {"metadata": {"start_reference_url": "file:///etc/passwd"}},
+    ],
+    ids=["reference_fallback", "config.first_frame", "metadata.start_reference_url", "a file URL"],
+)
+def test_with_fallback_an_unusable_image_means_plain_generation_and_a_warning(
+    serve: Serve, reference: Mapping[str, Any]
+) -> None:
+    answer = serve(reference)
+    assert codes(answer) == ["REFERENCE_UNUSABLE"]
+    assert answer["metadata"]["model"] == "wan2.1-t2v-1.3b"
+    assert sha256_of(answer) == sha256_of(serve())
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        lambda image: {"config": {"first_frame": image}},
+        lambda image: {"metadata": {"start_reference_url": image}},
+    ],
+    ids=["config.first_frame", "metadata.start_reference_url"],
+)
+def test_the_legacy_envelope_starts_the_video_from_its_image(
+    serve: Serve, envelope: Callable[[str], dict[str, Any]]
+) -> None:
+    answer = serve(envelope(picture()) | {"size": "64x48"})
+    assert answer["metadata"]["model"] == "wan2.1-i2v-14b-480p"
+    assert answer["warnings"] == []
+    assert sha256_of(answer) == sha256_of(serve({"image_url": picture(), "size": "64x48"}))
+
+
+def test_without_a_prompt_there_is_nothing_to_fall_back_to(worker: jobs.Worker) -> None:
+    request = {k: v for k, v in QUICK.items() if k != "prompt"}
+    request |= {"image_url": BAD_IMAGE, "reference_fallback": True}
+    error = error_of(jobs.run({"id": "n", "input": request}, worker, Control()))
+    assert error["code"] == "IMAGE_REJECTED"
+
+
+def test_an_image_needs_no_prompt(worker: jobs.Worker) -> None:
+    request = {k: v for k, v in QUICK.items() if k != "prompt"} | {"image_url": picture()}
+    answer = jobs.run({"id": "n", "input": request}, worker, Control())
+    assert answer["metadata"]["prompt"] == ""

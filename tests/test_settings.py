@@ -1,0 +1,261 @@
+"""Promises of settings: a broken environment is reported whole, and secrets stay unprinted."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from wan_worker.errors import ConfigInvalid
+from wan_worker.settings import Secret, Settings, from_env
+
+CANARY = "canary-7f3a9-secret-value"
+BUCKET = {
+    "BUCKET_ENDPOINT_URL": "https://s3.example.com",
+    "BUCKET_ACCESS_KEY_ID": "AKIAEXAMPLE",
+    "BUCKET_SECRET_ACCESS_KEY": CANARY,
+    "BUCKET_NAME": "videos",
+}
+
+
+def problems_of(env: dict[str, str]) -> list[str]:
+    """The lines of the refusal, one per problem."""
+    with pytest.raises(ConfigInvalid) as refusal:
+        from_env(env)
+    return [line[2:] for line in refusal.value.message.splitlines()[1:]]
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    settings = from_env({})
+    assert settings == Settings()
+    assert settings.models_dir == Path("models")
+    assert settings.output_dir == Path("outputs")
+    assert settings.url_expiry_seconds == 86_400
+    assert settings.worker_concurrency == 1
+    assert settings.job_timeout_seconds is None
+    assert settings.bucket is None
+    assert settings.log_level == "INFO"
+    assert not settings.allow_private_urls
+    assert not settings.on_platform
+
+
+def test_every_variable_is_read() -> None:
+    settings = from_env(
+        BUCKET
+        | {
+            "MODELS_DIR": "/models",
+            "DEFAULT_MODEL": "wan2.1-t2v-1.3b",
+            "BUCKET_REGION": "eu-west-1",
+            "BUCKET_PREFIX": "/a/b/",
+            "BUCKET_PUBLIC_URL": "https://cdn.example.com/",
+            "URL_EXPIRY_SECONDS": "60",
+            "OUTPUT_DIR": "/out",
+            "CALLBACK_SECRET": "0123456789abcdef",
+            "WORKER_CONCURRENCY": "2",
+            "JOB_TIMEOUT_SECONDS": "600",
+            "MAX_IMAGE_BYTES": "4096",
+            "MAX_IMAGE_PIXELS": "1024",
+            "LOG_LEVEL": "debug",
+            "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true",
+            "RUNPOD_WEBHOOK_GET_JOB": "https://api.example.com",
+        }
+    )
+    bucket = settings.bucket
+    assert bucket is not None
+    assert (bucket.name, bucket.region, bucket.prefix) == ("videos", "eu-west-1", "a/b")
+    assert bucket.endpoint_url == "https://s3.example.com"
+    assert bucket.public_url == "https://cdn.example.com"
+    assert bucket.access_key_id.reveal() == "AKIAEXAMPLE"
+    assert bucket.secret_access_key.reveal() == CANARY
+    assert settings == Settings(
+        models_dir=Path("/models"),
+        default_model="wan2.1-t2v-1.3b",
+        bucket=bucket,
+        url_expiry_seconds=60,
+        output_dir=Path("/out"),
+        callback_secrets=(Secret("0123456789abcdef"),),
+        worker_concurrency=2,
+        job_timeout_seconds=600,
+        max_image_bytes=4096,
+        max_image_pixels=1024,
+        log_level="DEBUG",
+        allow_private_urls=True,
+        on_platform=True,
+    )
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    found = problems_of(
+        {
+            "URL_EXPIRY_SECONDS": "abc",
+            "WORKER_CONCURRENCY": "0",
+            "JOB_TIMEOUT_SECONDS": "-1",
+            "MAX_IMAGE_BYTES": "1",
+            "MAX_IMAGE_PIXELS": "1e6",
+            "LOG_LEVEL": "LOUD",
+            "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "maybe",
+            "CALLBACK_SECRET": "short",
+            "BUCKET_NAME": "videos",
+        }
+    )
+    assert {line.split(":")[0] for line in found} == {
+        "URL_EXPIRY_SECONDS",
+        "WORKER_CONCURRENCY",
+        "JOB_TIMEOUT_SECONDS",
+        "MAX_IMAGE_BYTES",
+        "MAX_IMAGE_PIXELS",
+        "LOG_LEVEL",
+        "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS",
+        "CALLBACK_SECRET",
+        "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY",
+    }
+
+
+@pytest.mark.parametrize("missing", sorted(BUCKET))
+def test_a_bucket_with_one_variable_missing_is_refused_naming_it(missing: str) -> None:
+    (problem,) = problems_of({k: v for k, v in BUCKET.items() if k != missing})
+    assert problem.startswith(f"{missing}: missing")
+
+
+@pytest.mark.parametrize("present", sorted(BUCKET))
+def test_a_bucket_with_one_variable_alone_is_refused(present: str) -> None:
+    (problem,) = problems_of({present: BUCKET[present]})
+    assert present not in problem.split(": missing")[0].split(", ")
+    assert problem.count("BUCKET_") == 4  # the three that lack, and "other BUCKET_* variables"
+
+
+def test_an_empty_or_blank_variable_counts_as_unset() -> None:
+    names = (
+        *("MODELS_DIR", "DEFAULT_MODEL", "URL_EXPIRY_SECONDS", "OUTPUT_DIR", "CALLBACK_SECRET"),
+        *("WORKER_CONCURRENCY", "JOB_TIMEOUT_SECONDS", "MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"),
+        *("LOG_LEVEL", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_PUBLIC_URL"),
+        *("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", *BUCKET),
+    )
+    assert from_env(dict.fromkeys((*names, "RUNPOD_WEBHOOK_GET_JOB"), "")) == Settings()
+    assert from_env(dict.fromkeys(names, "  ")) == Settings()
+
+
+def test_blank_optional_bucket_variables_take_their_defaults() -> None:
+    blank = {"BUCKET_REGION": "", "BUCKET_PREFIX": " ", "BUCKET_PUBLIC_URL": ""}
+    assert from_env(BUCKET | blank) == from_env(BUCKET)
+    bucket = from_env(BUCKET).bucket
+    assert bucket is not None
+    assert (bucket.region, bucket.prefix, bucket.public_url) == ("us-east-1", "", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "abc",
+        "１２",
+        "٣",
+        "1_0",
+        "1.0",
+        "1e2",
+        "+5",
+        "-5",
+        "0x10",
+        "0",
+        "9",
+        "9" * 30,
+        "5 5",
+        "5\n5",
+    ],
+)
+def test_a_whole_number_is_ascii_digits_within_its_range(text: str) -> None:
+    (problem,) = problems_of({"WORKER_CONCURRENCY": text})
+    assert problem.startswith("WORKER_CONCURRENCY: must be a whole number from 1 to 8")
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("WORKER_CONCURRENCY", 1, 8),
+        ("URL_EXPIRY_SECONDS", 1, 604_800),
+        ("JOB_TIMEOUT_SECONDS", 1, 604_800),
+        ("MAX_IMAGE_BYTES", 1024, 536_870_912),
+        ("MAX_IMAGE_PIXELS", 256, 400_000_000),
+    ],
+)
+def test_both_edges_of_a_range_are_allowed_and_what_is_beyond_is_not(
+    name: str, low: int, high: int
+) -> None:
+    field = name.lower()
+    assert getattr(from_env({name: str(low)}), field) == low
+    assert getattr(from_env({name: f" {high} "}), field) == high
+    assert len(problems_of({name: str(low - 1)})) == 1
+    assert len(problems_of({name: str(high + 1)})) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", True), ("TRUE", True), ("Yes", True), ("0", False), ("False", False), ("no", False)],
+)
+def test_a_switch_reads_true_and_false_in_any_case(text: str, value: bool) -> None:
+    assert from_env({"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": text}).allow_private_urls is value
+
+
+@pytest.mark.parametrize("text", ["on", "maybe", "2", "ｔｒｕｅ"])
+def test_a_switch_with_another_word_is_refused_and_not_silently_off(text: str) -> None:
+    (problem,) = problems_of({"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": text})
+    assert "true or false" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("BUCKET_ENDPOINT_URL", "s3.example.com", id="endpoint-without-scheme"),
+        pytest.param("BUCKET_ENDPOINT_URL", "ftp://s3.example.com", id="endpoint-ftp"),
+        pytest.param("BUCKET_ENDPOINT_URL", "https://", id="endpoint-without-host"),
+        pytest.param("BUCKET_ENDPOINT_URL", "https://[::1", id="endpoint-broken-bracket"),
+        pytest.param("BUCKET_PUBLIC_URL", "cdn.example.com", id="public-without-scheme"),
+        pytest.param("BUCKET_NAME", "a/b", id="name-with-slash"),
+        pytest.param("BUCKET_NAME", "ab", id="name-too-short"),
+        pytest.param("BUCKET_NAME", "a" * 64, id="name-too-long"),
+        pytest.param("BUCKET_NAME", "vidéos", id="name-not-ascii"),
+        pytest.param("BUCKET_PREFIX", "../up", id="prefix-climbs"),
+        pytest.param("BUCKET_PREFIX", "a//b", id="prefix-empty-folder"),
+        pytest.param("BUCKET_PREFIX", "a b", id="prefix-space"),
+        pytest.param("BUCKET_PREFIX", "a\\b", id="prefix-backslash"),
+        pytest.param("BUCKET_PREFIX", "%2e%2e", id="prefix-encoded"),
+    ],
+)
+def test_a_bucket_variable_with_a_wrong_shape_is_refused_by_name(name: str, value: str) -> None:
+    (problem,) = problems_of(BUCKET | {name: value})
+    assert problem.startswith(f"{name}: must be")
+
+
+@pytest.mark.parametrize("separator", [" ", ",", ", ", "\n"])
+def test_two_callback_keys_may_overlap_while_they_are_rotated(separator: str) -> None:
+    settings = from_env({"CALLBACK_SECRET": f"{'a' * 16}{separator}{'b' * 16}"})
+    assert [key.reveal() for key in settings.callback_secrets] == ["a" * 16, "b" * 16]
+
+
+def test_a_callback_keys_prefix_does_not_count_towards_its_length() -> None:
+    assert len(problems_of({"CALLBACK_SECRET": "whsec_" + "a" * 15})) == 1
+    assert from_env({"CALLBACK_SECRET": "whsec_" + "a" * 16}).callback_secrets
+
+
+def test_a_callback_key_that_can_not_be_decoded_is_refused_at_start() -> None:
+    (problem,) = problems_of({"CALLBACK_SECRET": "whsec_" + "!" * 24})
+    assert problem.startswith("CALLBACK_SECRET: ")
+
+
+def test_no_refusal_repeats_a_secret() -> None:
+    env = BUCKET | {
+        "BUCKET_ACCESS_KEY_ID": CANARY,
+        "BUCKET_ENDPOINT_URL": f"ftp://{CANARY}",
+        "BUCKET_NAME": "!",
+        "CALLBACK_SECRET": f"{CANARY} no",
+        "LOG_LEVEL": "LOUD",
+    }
+    assert not any("canary" in line for line in problems_of(env))
+    assert not any("canary" in line for line in problems_of(env | {"BUCKET_NAME": ""}))
+
+
+def test_settings_print_without_their_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    settings = from_env(BUCKET | {"BUCKET_ACCESS_KEY_ID": CANARY, "CALLBACK_SECRET": CANARY})
+    with caplog.at_level(logging.INFO):
+        logging.info("%s %r %s", settings, settings.bucket, settings.callback_secrets[0])
+    printed = f"{settings!r} {settings.bucket} {settings.callback_secrets[0]:}" + caplog.text
+    assert "canary" not in printed
+    assert "Secret(***)" in printed
