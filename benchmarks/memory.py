@@ -128,7 +128,7 @@ def main() -> int:
 
     report = {
         "what": f"peak memory above the loaded weights, latents to mp4, {WIDTH}x{HEIGHT}",
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
         "date": time.strftime("%Y-%m-%d"),
         "cases": {

@@ -84,7 +84,7 @@ def main() -> int:
     take, bare = statistics.median(takes), statistics.median(imports)
     report = {
         "what": "process start to first job-take; a rejected job",
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
         "first_take_s": round(take, 2),
         "bare_import_runpod_s": round(bare, 2),

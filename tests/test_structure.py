@@ -273,7 +273,7 @@ def planned(solver: str, flow_shift: float) -> Plan:
     given = {"mode": "video", "prompt": "x", "solver": solver, "flow_shift": flow_shift}
     asked = request.parse({"input": given}, request.load_contract())
     here = dict.fromkeys(MODELS, Installed({"a": 1}, True))
-    return plan.make(asked, Hardware("cpu", "CPU", 1, None, "for a test"), here)
+    return plan.make(asked, Hardware("cpu", "CPU", 1024**3, None, "for a test"), here)
 
 
 def test_there_is_a_scheduler_for_every_solver_of_the_schema() -> None:
