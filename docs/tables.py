@@ -1,0 +1,169 @@
+"""Write the README's reference tables from the schemas and the code; --check fails when they drift.
+
+    python docs/tables.py            write
+    python docs/tables.py --check    compare, as `make check` does
+
+Each table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from wan_worker import errors  # noqa: E402
+from wan_worker.catalog import MODELS  # noqa: E402
+
+README = ROOT / "README.md"
+
+
+def fields_table() -> str:
+    """Every request field: allowed values, default, aliases, meaning."""
+    properties = json.loads((ROOT / "schemas" / "request.schema.json").read_text())["properties"]
+    aliases: dict[str, list[str]] = {}
+    for name, field in properties.items():
+        if "x-alias-of" in field:
+            aliases.setdefault(field["x-alias-of"], []).append(f"`{name}`")
+    lines = ["| field | values | meaning |", "|---|---|---|"]
+    for name, field in properties.items():
+        if "x-alias-of" in field:
+            continue
+        also = f" Also: {', '.join(aliases[name])}." if name in aliases else ""
+        lines.append(f"| `{name}` | {values(field)} | {field['description']}{also} |")
+    return "\n".join(lines)
+
+
+def values(field: dict[str, Any]) -> str:
+    """What a field may hold, in words."""
+    default = field.get("default")
+    if "enum" in field:
+        marked = [f"**`{v}`**" if v == default else f"`{v}`" for v in field["enum"]]
+        return " ".join(marked)
+    kind = field["type"] if isinstance(field["type"], str) else " or ".join(field["type"])
+    low = field.get("minimum", field.get("exclusiveMinimum"))
+    if low is not None:
+        more = "over " if "exclusiveMinimum" in field else ""
+        high = "2^63-1" if field["maximum"] == 2**63 - 1 else field["maximum"]
+        kind = f"{kind}, {more}{low} to {high}"
+    return kind if default is None else f"{kind}, **{json.dumps(default)}**"
+
+
+def presets_table() -> str:
+    """The six option sets."""
+    presets = json.loads((ROOT / "schemas" / "presets.json").read_text())
+    lines = [
+        "| job_type | size | frames | fps | steps | guidance | solver | shift |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, preset in presets.items():
+        variants = preset.get("profiles") or {"": preset["values"]}
+        for profile, v in variants.items():
+            title = f"`{name}`" + (f", profile `{profile}`" if profile else "")
+            frames, fps = v.get("num_frames", 1), v.get("fps", "–")
+            lines.append(
+                f"| {title} | {v['size']} | {frames} | {fps} | {v['num_inference_steps']} "
+                f"| {v['guidance_scale']} | {v['solver']} | {v['flow_shift']} |"
+            )
+    return "\n".join(lines)
+
+
+def models_table() -> str:
+    """The catalog."""
+    lines = [
+        "| model | Wan's task | takes | native | stable up to |",
+        "|---|---|---|---|---|",
+    ]
+    for model in MODELS.values():
+        width, height = model.default_size
+        takes = "image, prompt" if model.needs_image else "prompt"
+        lines.append(
+            f"| `{model.id}` | `{model.wan_task}` | {takes} | {width}x{height}, "
+            f"{model.native_frames} frames, {model.fps} fps | {model.max_pixels:,} pixels a frame, "
+            f"{model.max_frames} frames |"
+        )
+    return "\n".join(lines)
+
+
+MEANINGS = {
+    "INVALID_REQUEST": "a field breaks a rule; `field` is its JSON pointer",
+    "UNSUPPORTED": "no model here, or not this GPU, can do that",
+    "URL_BLOCKED": "a URL is not a public http(s) address",
+    "IMAGE_REJECTED": "the reference image can't be used",
+    "OUTPUT_TOO_LARGE": "the file does not fit into a response; use a bucket",
+    "FETCH_FAILED": "the reference image could not be downloaded",
+    "STORAGE_FAILED": "the bucket refused the file or was out of reach",
+    "OUT_OF_MEMORY": "too many pixels or frames for this GPU; the worker restarts",
+    "DISK_FULL": "the worker's disk is full",
+    "DEADLINE": "`JOB_TIMEOUT_SECONDS` is over; the message names the stage",
+    "MODEL_UNAVAILABLE": "the model is known but not installed; the message has the command",
+    "MODEL_CORRUPT": "weights are damaged; install them again",
+    "GPU_FAULT": "the GPU failed; the worker restarts",
+    "GENERATION_FAILED": "the model made NaN or a picture of one colour",
+    "ENCODE_FAILED": "the file could not be written or is not what was asked for",
+    "CONFIG_INVALID": "the worker's environment is wrong; it does not start",
+    "INTERNAL": "a bug; the worker's log has the details",
+    "CANCELED": "the job was cancelled (told to the callback; RunPod posts nothing)",
+}
+
+
+def errors_table() -> str:
+    """Every code in the error tree."""
+    lines = ["| code | meaning | try again? |", "|---|---|---|"]
+    for kind in leaves(errors.WorkerError):
+        again = "yes" if kind.retryable else "no"
+        lines.append(f"| `{kind.code}` | {MEANINGS[kind.code]} | {again} |")
+    return "\n".join(lines)
+
+
+def leaves(kind: type[errors.WorkerError]) -> Iterator[type[errors.WorkerError]]:
+    children = kind.__subclasses__()
+    if not children:
+        yield kind
+    for child in children:
+        yield from leaves(child)
+
+
+TABLES = {
+    "fields": fields_table,
+    "presets": presets_table,
+    "models": models_table,
+    "errors": errors_table,
+}
+
+
+def render(text: str) -> str:
+    """The README with every table written anew.
+
+    Raises:
+        ValueError: a table has no place in the text, or a place no table.
+    """
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    places = [match[2] for match in pattern.finditer(text)]
+    if sorted(places) != sorted(TABLES):
+        raise ValueError(f"the README has places for {places}, the tables are {list(TABLES)}")
+    return pattern.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
+    options = parser.parse_args()
+    current = README.read_text("utf-8")
+    wanted = render(current)
+    if options.check:
+        if wanted != current:
+            print("README.md's tables have drifted from schemas/ or the code: run `make docs`")
+            return 1
+        return 0
+    README.write_text(wanted, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The README's tables say what the schemas and the code say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_up_to_date(tables: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert tables.render(text) == text
+
+
+def test_a_drifted_table_is_noticed(tables: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert tables.render(text.replace("| `video_high` |", "| `video_hihg` |")) == text
+
+
+def test_every_error_code_has_a_meaning_and_no_meaning_is_left_over(tables: ModuleType) -> None:
+    codes = {kind.code for kind in tables.leaves(tables.errors.WorkerError)}
+    assert codes == set(tables.MEANINGS)
+
+
+def test_every_variable_that_is_read_is_documented() -> None:
+    import re
+
+    source = (ROOT / "src" / "wan_worker" / "settings.py").read_text()
+    names = set(re.findall(r'"((?:[A-Z]+_)+[A-Z]+)"', source)) - {"RUNPOD_WEBHOOK_GET_JOB"}
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert {name for name in names if f"`{name}`" not in readme} == set()
+
+
+def test_nothing_points_outside_the_repository() -> None:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/**/*.py")]:
+        text = path.read_text("utf-8")
+        assert "../shared" not in text
+        assert "HOSTILE" not in text
