@@ -2,7 +2,6 @@
 
 import datetime
 import gzip
-import ipaddress
 import socket
 import ssl
 import threading
@@ -15,13 +14,10 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from wan_worker import net
+from wan_worker import addresses, net
 from wan_worker.errors import Canceled, FetchFailed, UrlBlocked
 
 FIELD = "/input/image_url"
@@ -136,7 +132,7 @@ def internet(site: Site, dialled: list[str], **hosts: str) -> net.Policy:
     """The guarded policy, with every public address leading to one loopback server."""
 
     def dial(ip: str, port: int, seconds: float) -> socket.socket:
-        assert net.is_public(ip), ip
+        assert addresses.is_public(ip), ip
         dialled.append(f"{ip}:{port}")
         return socket.create_connection(("127.0.0.1", site.port), seconds)
 
@@ -159,168 +155,20 @@ def refused(url: str, policy: net.Policy = GUARDED) -> str:
     return checked.value.message
 
 
-# Addresses
-
-
-@pytest.mark.parametrize(
-    "ip",
-    [
-        "0.0.0.0", "0.255.255.255", "10.0.0.0", "10.255.255.255", "100.64.0.0", "100.127.255.255",
-        "127.0.0.1", "127.255.255.255", "169.254.0.0", "169.254.255.255", "172.16.0.0",
-        "172.31.255.255", "192.0.0.0", "192.0.0.255", "192.0.2.1", "192.31.196.1", "192.52.193.1",
-        "192.88.99.1", "192.168.0.0", "192.168.255.255", "192.175.48.1", "198.18.0.0",
-        "198.19.255.255", "198.51.100.1", "203.0.113.1", "224.0.0.0", "239.255.255.255",
-        "240.0.0.0", "255.255.255.255",
-        "::", "::1", "::127.0.0.1", "::8.8.8.8", "::ffff:127.0.0.1", "::ffff:8.8.8.8",
-        "::ffff:0:8.8.8.8", "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1", "100::1",
-        "100:0:0:1::1", "2001::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:2::1",
-        "2001:10::1", "2001:20::1", "2001:30::1", "2001:1ff:ffff::1", "2001:db8::1",
-        "2002:7f00:1::", "2002:808:808::1", "2620:4f:8000::1", "3ffe::1", "3fff::1",
-        "3fff:fff:ffff::1", "4000::1", "5f00::1", "fc00::1", "fdff::1", "fe80::1", "fe80::1%eth0",
-        "febf::1", "fec0::1", "feff::1", "ff02::1", "1fff:ffff::1",
-        "2606:2800::5efe:7f00:1", "2606:2800::200:5efe:a00:1", "2606:2800::1%eth0",
-        "", "example.com", "8.8.8", "08.8.8.8", "8.8.8.8 ", "0x8.8.8.8", "134744072",
-    ],
-)  # fmt: skip
-def test_special_address_is_not_public(ip: str) -> None:
-    assert not net.is_public(ip)
-
-
-@pytest.mark.parametrize(
-    "ip",
-    ["169.254.169.254", "169.254.170.2", "168.63.129.16", "192.0.0.192", "100.100.100.200",
-     "fd00:ec2::254"],
-)  # fmt: skip
-def test_metadata_service_is_not_public(ip: str) -> None:
-    assert not net.is_public(ip)
-
-
-@pytest.mark.parametrize(
-    "ip",
-    [
-        "1.0.0.0", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255",
-        "128.0.0.0", "168.63.129.15", "168.63.129.17", "169.253.255.255", "169.255.0.0",
-        "172.15.255.255", "172.32.0.0", "192.0.1.0", "192.0.3.0", "192.167.255.255", "192.169.0.0",
-        "198.17.255.255", "198.20.0.0", "203.0.112.255", "203.0.114.0", "223.255.255.255",
-        "2000::1", "2001:200::1", "2001:db7::1", "2001:db9::1", "2003::1", PUBLIC_V6, "3ffd::1",
-        "3fff:1000::1",
-    ],
-)  # fmt: skip
-def test_neighbour_of_a_special_range_is_public(ip: str) -> None:
-    assert net.is_public(ip)
-
-
-@given(st.ip_addresses())
-def test_nothing_that_the_library_calls_private_is_public(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
-) -> None:
-    if address.is_private or address.is_multicast or address.is_reserved:
-        assert not net.is_public(str(address))
-
-
-# Spellings
+# URLs
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        pytest.param("http://user@example.com/", id="user name"),
-        pytest.param("http://user:pass@example.com/", id="password"),
-        pytest.param("http://example.com@127.0.0.1/", id="host as user name"),
-        pytest.param("http://example.com#@127.0.0.1/", id="fragment before the path"),
-        pytest.param("http://example.com?@127.0.0.1/", id="query before the path"),
-        pytest.param("http://example.com\\@127.0.0.1/", id="backslash in the host"),
-        pytest.param("http://example.com/a\\b", id="backslash in the path"),
-        pytest.param("http:\\\\example.com/", id="backslashes for slashes"),
-        pytest.param("http://exa\tmple.com/", id="tab"),
-        pytest.param("http://example.com/\r\nX-Header: 1", id="header injection"),
-        pytest.param("http://example.com/a b", id="space"),
-        pytest.param(" http://example.com/", id="space before"),
-        pytest.param("http://example.com/\n", id="newline after"),
-        pytest.param("http://example.com/\x00", id="NUL"),
-        pytest.param("http://example.com/\u00a0", id="no-break space"),
-        pytest.param("http://example.com/\ud800", id="lone surrogate"),
-        pytest.param("http://[fe80::1%25eth0]/", id="zone id"),
-        pytest.param("http://[::1", id="open bracket"),
-        pytest.param("http://[127.0.0.1]/", id="IPv4 in brackets"),
-        pytest.param("http://[1:2:3]/", id="short IPv6"),
-        pytest.param("http://①②⑦.⓪.⓪.①/", id="circled digits"),
-        pytest.param("http://１２７.0.0.1/", id="full-width digits"),
-        pytest.param("http://127。0。0。1/", id="ideographic full stops"),
-        pytest.param("http://bücher.example/", id="international name"),
-        pytest.param("httpſ://example.com/", id="long s in the scheme"),
-        pytest.param("http://\u212aelvin.example/", id="Kelvin sign in the host"),
-        pytest.param("http://127.0.0.%31/", id="escape in the host"),
-        pytest.param("http://2130706433/", id="decimal"),
-        pytest.param("http://0x7f000001/", id="hexadecimal"),
-        pytest.param("http://0x7f.0.0.0x1/", id="hexadecimal parts"),
-        pytest.param("http://0177.0.0.1/", id="octal"),
-        pytest.param("http://127.1/", id="short"),
-        pytest.param("http://127.0.0.01/", id="leading zero"),
-        pytest.param("http://127.0.0.1.5/", id="five parts"),
-        pytest.param("http://127.0.0.256/", id="part over 255"),
-        pytest.param("http://a.0x/", id="name that ends in a number"),
-        pytest.param("http://127.0.0.1./", id="dot after an address"),
-        pytest.param("http://example.com./", id="dot after a name"),
-        pytest.param("http://a..b/", id="empty label"),
-        pytest.param("http://-a.example/", id="label of a dash"),
-        pytest.param(f"http://{'a' * 64}.example/", id="label too long"),
-        pytest.param(f"http://{'a.' * 127}example/", id="name too long"),
-        pytest.param("http://example.com:/", id="empty port"),
-        pytest.param("http://example.com:0/", id="port 0"),
-        pytest.param("http://example.com:22/", id="port 22"),
-        pytest.param("http://example.com:8080/", id="port 8080"),
-        pytest.param("http://example.com:99999/", id="port over 65535"),
-        pytest.param("http://example.com:80:80/", id="two ports"),
-        pytest.param("http://example.com:+80/", id="signed port"),
-        pytest.param("http://example.com:８０/", id="full-width port"),
-        pytest.param("http:///path", id="no host"),
-        pytest.param("http:/example.com/", id="one slash"),
-        pytest.param("//example.com/", id="no scheme"),
-        pytest.param("ftp://example.com/", id="ftp"),
-        pytest.param("file:///etc/passwd", id="file"),
-        pytest.param("gopher://example.com/", id="gopher"),
-        pytest.param("data:image/png;base64,AAAA", id="data"),
-        pytest.param("", id="empty"),
-        pytest.param("http://example.com/" + "a" * 10_000, id="longer than any URL"),
-        pytest.param("http://127.0.0.1/", id="loopback"),
-        pytest.param("http://[::1]/", id="IPv6 loopback"),
-        pytest.param("http://[::ffff:127.0.0.1]/", id="IPv4-mapped"),
-        pytest.param("http://[64:ff9b::a9fe:a9fe]/", id="NAT64 of the metadata service"),
-        pytest.param("http://[2002:7f00:1::]/", id="6to4 of loopback"),
-        pytest.param("http://169.254.169.254/latest/meta-data/", id="metadata"),
-        pytest.param("https://10.0.0.1/", id="private, https"),
+        "http://user@example.com/", "http://example.com:22/", "http://example.com/a b",
+        "http://2130706433/", "file:///etc/passwd", "", "http://127.0.0.1/", "http://[::1]/",
+        "http://[::ffff:127.0.0.1]/", "http://[64:ff9b::a9fe:a9fe]/", "http://[2002:7f00:1::]/",
+        "http://169.254.169.254/latest/meta-data/", "https://10.0.0.1/",
     ],
-)
+)  # fmt: skip
 def test_url_is_refused_before_anything_is_asked_or_dialled(url: str) -> None:
     refused(url)
-
-
-@pytest.mark.parametrize(
-    ("url", "host", "port", "path"),
-    [
-        ("http://example.com", "example.com", 80, "/"),
-        ("HTTPS://EXAMPLE.com:443/A/@b?c=%2F&d#frag", "example.com", 443, "/A/@b?c=%2F&d"),
-        ("https://example.com?x=1", "example.com", 443, "/?x=1"),
-        ("https://example.com//a/#", "example.com", 443, "//a/"),
-        ("http://example.com/猫.png?q=é", "example.com", 80, "/%E7%8C%AB.png?q=%C3%A9"),
-        ("http://8.8.8.8/", "8.8.8.8", 80, "/"),
-        (f"http://[{PUBLIC_V6.upper()}]:80/", PUBLIC_V6, 80, "/"),
-        ("http://my_bucket.s3-1.example/", "my_bucket.s3-1.example", 80, "/"),
-    ],
-)
-def test_ordinary_url_means_what_it_says(url: str, host: str, port: int, path: str) -> None:
-    target = net._parse(url, net.Policy(), FIELD)
-    assert (target.host, target.port, target.path) == (host, port, path)
-
-
-@given(st.text("htps:/@#?.[]%\\01x-aK \t", max_size=24).map(lambda tail: "http://a" + tail))
-def test_no_other_parser_reads_another_host(url: str) -> None:
-    try:
-        target = net._parse(url, net.Policy(), FIELD)
-    except UrlBlocked:
-        return
-    assert urlsplit(url).hostname == target.host
 
 
 # Names
@@ -648,7 +496,7 @@ def test_second_try_delivers(site: Site) -> None:
 def test_pause_that_would_pass_the_deadline_is_not_begun(site: Site) -> None:
     site.answers["/"] = reply(503)
     with pytest.raises(FetchFailed, match="503"):
-        get(site.url + "/", replace(LOCAL, clock=lambda: 0.0), seconds=net.BACKOFF_SECONDS)
+        get(site.url + "/", replace(LOCAL, clock=lambda: 0.0), seconds=net.PAUSES[0])
     assert len(site.seen) == 1
 
 

@@ -21,7 +21,8 @@ from wan_worker.plan import Installed, Plan
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "wan_worker"
 ORDER = [
-    *("errors", "settings", "catalog", "request", "hardware", "plan", "progress", "net", "images"),
+    *("errors", "settings", "catalog", "request", "hardware", "plan", "progress"),
+    *("addresses", "net", "images"),
     *("weights", "pipelines", "generate", "encode", "artifact", "storage", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
