@@ -206,9 +206,10 @@ def _dialable(target: Target, call: _Call) -> tuple[str, ...]:
 
 def _resolve(host: str, call: _Call) -> tuple[str, ...]:
     """Ask the resolver, which has no time limit of its own: hence the thread. () for no answer."""
+    seconds = min(call.left(), RESOLVE_SECONDS)
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolve")
     try:
-        return pool.submit(call.policy.resolve, host).result(min(call.left(), RESOLVE_SECONDS))
+        return pool.submit(call.policy.resolve, host).result(seconds)
     except (OSError, UnicodeError):  # TimeoutError is an OSError
         return ()
     finally:
@@ -243,9 +244,8 @@ def _exchange(
             sock = stack.enter_context(_connect(target, call))
             if target.scheme == "https":
                 sock.settimeout(min(call.left(), CONNECT_SECONDS))  # for the handshake as a whole
-                sock = stack.enter_context(
-                    call.policy.tls().wrap_socket(sock, server_hostname=target.host)
-                )
+                tls = call.policy.tls()
+                sock = stack.enter_context(tls.wrap_socket(sock, server_hostname=target.host))
             connection = http.client.HTTPConnection(target.host, target.port)
             connection.auto_open = 0  # it must never dial by itself
             connection.sock = cast(socket.socket, _Wire(sock, call.left))
@@ -255,9 +255,7 @@ def _exchange(
         except ssl.SSLError:
             raise call.failed("the TLS connection failed", retryable=False) from None
         except (OSError, http.client.HTTPException):
-            raise call.failed(
-                "the server could not be reached or broke off", retryable=True
-            ) from None
+            raise call.failed("the server is unreachable or broke off", retryable=True) from None
 
 
 def _connect(target: Target, call: _Call) -> socket.socket:
