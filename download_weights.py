@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from wan_worker import weights
+from wan_worker import tiny, weights
 from wan_worker.catalog import MODELS, components_of
 from wan_worker.errors import WorkerError
 
@@ -41,7 +41,7 @@ def main() -> int:
         if options.tiny:
             # A toy model's sizes trip hints that are meant for real ones.
             warnings.simplefilter("ignore")
-            weights.write_tiny(options.dest, options.models, report=print)
+            tiny.write(options.dest, options.models, report=print)
         elif options.verify:
             for component in components_of(options.models):
                 weights.verify(options.dest, component)

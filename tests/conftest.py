@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from wan_worker import job as jobs
-from wan_worker import weights
+from wan_worker import tiny
 from wan_worker.progress import Control
 from wan_worker.settings import Settings
 
@@ -38,7 +38,7 @@ Answer = dict[str, Any]
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny weights of every model, written once."""
     folder = tmp_path_factory.mktemp("store") / "models"
-    weights.write_tiny(folder)
+    tiny.write(folder)
     return folder
 
 

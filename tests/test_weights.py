@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_worker import weights
+from wan_worker import tiny, weights
 from wan_worker.catalog import MODELS, components_of
 from wan_worker.errors import ModelCorrupt
 
@@ -24,7 +24,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_tiny_weights_are_the_same_to_the_byte_every_time(models_dir: Path, tmp_path: Path) -> None:
-    weights.write_tiny(tmp_path / "again")
+    tiny.write(tmp_path / "again")
     assert hashes(tmp_path / "again") == hashes(models_dir)
 
 
@@ -32,7 +32,7 @@ def test_tiny_weights_leave_the_random_state_alone(tmp_path: Path) -> None:
     import torch
 
     before = torch.random.get_rng_state()
-    weights.write_tiny(tmp_path / "models", ["wan2.1-t2v-1.3b"])
+    tiny.write(tmp_path / "models", ["wan2.1-t2v-1.3b"])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -54,7 +54,7 @@ def test_every_model_is_installed_and_marked_tiny(models_dir: Path) -> None:
 
 
 def test_one_model_alone_leaves_the_other_missing(tmp_path: Path) -> None:
-    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    tiny.write(tmp_path, ["wan2.1-t2v-1.3b"])
     assert set(weights.installed(tmp_path)) == {"wan2.1-t2v-1.3b"}
 
 
@@ -64,7 +64,7 @@ def test_no_store_means_no_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["no manifest", "short file", "missing file", "not json"])
 def test_a_component_that_is_not_whole_does_not_count(tmp_path: Path, damage: str) -> None:
-    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    tiny.write(tmp_path, ["wan2.1-t2v-1.3b"])
     folder = tmp_path / "wan2.1-vae"
     file = folder / "diffusion_pytorch_model.safetensors"
     if damage == "no manifest":
@@ -76,12 +76,12 @@ def test_a_component_that_is_not_whole_does_not_count(tmp_path: Path, damage: st
     else:
         (folder / "manifest.json").write_text("[]")
     assert weights.installed(tmp_path) == {}
-    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])  # and writing again repairs it
+    tiny.write(tmp_path, ["wan2.1-t2v-1.3b"])  # and writing again repairs it
     assert set(weights.installed(tmp_path)) == {"wan2.1-t2v-1.3b"}
 
 
 def test_one_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
-    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    tiny.write(tmp_path, ["wan2.1-t2v-1.3b"])
     file = tmp_path / "wan2.1-vae" / "diffusion_pytorch_model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -95,7 +95,7 @@ def test_an_interrupted_write_is_swept_by_the_next(tmp_path: Path) -> None:
     partial = tmp_path / "wan2.1-vae.partial"
     partial.mkdir(parents=True)
     (partial / "half.safetensors").write_bytes(b"half")
-    weights.write_tiny(tmp_path, ["wan2.1-t2v-1.3b"])
+    tiny.write(tmp_path, ["wan2.1-t2v-1.3b"])
     assert not list(tmp_path.glob("*.partial"))
     manifest = json.loads((tmp_path / "wan2.1-vae" / "manifest.json").read_text())
     assert "half.safetensors" not in manifest["files"]
