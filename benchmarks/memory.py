@@ -83,7 +83,7 @@ def ours(vae: "object", latents: "object", target: Path) -> None:
     frames = (chunk.contiguous().numpy() for chunk in generate.decode(vae, latents))
     count = 4 * latents.shape[2] - 3
     spec = encode.Spec("mp4", WIDTH, HEIGHT, count, FPS)
-    encode.write(frames, target, spec, Control(), encode.ffmpeg_path())
+    encode.write(frames, target, spec, Control(), encode.find_ffmpeg())
 
 
 def stock(vae: "object", latents: "object", target: Path) -> None:

@@ -18,7 +18,7 @@ from wan_worker.encode import Spec
 from wan_worker.errors import Canceled, DeadlineExceeded, DiskFull, EncodeFailed
 from wan_worker.progress import Control
 
-FFMPEG = encode.ffmpeg_path()
+FFMPEG = encode.find_ffmpeg()
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 

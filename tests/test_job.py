@@ -29,8 +29,13 @@ def picture(width: int = 96, height: int = 64, colour: tuple[int, int, int] = (2
     """A PNG with a bright square on a colour, as a data URI."""
     pixels = np.full((height, width, 3), colour, np.uint8)
     pixels[height // 4 : height // 2, width // 4 : width // 2] = (240, 240, 60)
+    return data_uri(Image.fromarray(pixels))
+
+
+def data_uri(image: Image.Image) -> str:
+    """A PNG as a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

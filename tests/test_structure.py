@@ -355,7 +355,7 @@ def test_a_preset_asked_for_field_by_field_is_a_valid_request(name: str) -> None
     chosen = {"job_type": job_type, "prompt": "x", "seed": 1}
     by_name = request.parse({"input": chosen | ({"profile": profile} if profile else {})}, contract)
     differing = {n for n in vars(by_hand) if getattr(by_hand, n) != getattr(by_name, n)}
-    assert differing == {"job_type", "size_is_explicit"}
+    assert differing == {"job_type", "size_is_explicit", "where"}
 
 
 def test_the_schemas_job_types_and_profiles_are_exactly_the_presets() -> None:

@@ -123,7 +123,7 @@ class Target:
 
 
 def blocked(field: str | None, rule: str) -> UrlBlocked:
-    return UrlBlocked(f"{field or 'URL'}: {rule}", field=field)
+    return UrlBlocked(rule[:1].upper() + rule[1:], field=field)
 
 
 def parse(url: str, field: str | None, *, any_port: bool = False) -> Target:

@@ -23,7 +23,7 @@ MIN_BYTES: Final = {"mp4": 800, "png": 67, "jpeg": 100, "webp": 30}
 """Smaller files hold no picture: about the size of the container's own headers."""
 
 FLAT_LEVELS: Final = 2
-"""A clip whose pixels all lie within so many of 256 levels shows nothing."""
+"""A frame whose pixels all lie within so many of 256 levels shows nothing."""
 
 DECODE_SECONDS: Final = 300.0
 _THUMB = 32
@@ -72,9 +72,13 @@ def check(path: Path, spec: Spec, control: Control, ffmpeg: str) -> Artifact:
     is_video = spec.format == "mp4"
     thumbs = _check_video(path, spec, ffmpeg) if is_video else _check_image(path, spec)
     control.check()
-    if int(thumbs.max()) - int(thumbs.min()) <= FLAT_LEVELS:
+    pixels = thumbs.reshape(spec.num_frames, -1)
+    flat = np.ptp(pixels, axis=1) <= FLAT_LEVELS
+    # One flat frame may be a fade; a clip of them shows nothing.
+    if flat.mean() > 0.5:
         raise GenerationFailed(
-            "Every pixel came out in one colour; try another seed or a lower guidance_scale"
+            f"{int(flat.sum())} of {spec.num_frames} frame(s) came out in one colour; try another "
+            "seed or a lower guidance_scale"
         )
     return Artifact(
         path=path,

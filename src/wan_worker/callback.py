@@ -158,7 +158,7 @@ def _deliver(
         else:
             if 200 <= reply.status < 300:
                 return None
-            problem = f"{FIELD}: the receiver answered {reply.status}"
+            problem = f"The receiver answered {reply.status}"
             retryable = reply.status in RETRYABLE or reply.status >= 500
             if reply.retry_after is not None:
                 pause = min(max(pause, reply.retry_after), MAX_PAUSE_SECONDS)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wan_worker.errors import DiskFull, EncodeFailed, WorkerError
+from wan_worker.errors import ConfigInvalid, DiskFull, EncodeFailed, WorkerError, is_disk_full
 from wan_worker.progress import Control
 
 if TYPE_CHECKING:
@@ -53,11 +53,26 @@ class Spec:
     fps: int | None
 
 
-def ffmpeg_path() -> str:
-    """The ffmpeg binary that imageio-ffmpeg carries."""
+def find_ffmpeg() -> str:
+    """The ffmpeg binary that imageio-ffmpeg carries, tried out.
+
+    Raises:
+        ConfigInvalid: there is none, it does not run, or it lacks libx264.
+    """
     import imageio_ffmpeg
 
-    path: str = imageio_ffmpeg.get_ffmpeg_exe()
+    try:
+        path: str = imageio_ffmpeg.get_ffmpeg_exe()
+        encoders = subprocess.run(
+            [path, "-hide_banner", "-encoders"], capture_output=True, timeout=30, check=True
+        ).stdout
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        raise ConfigInvalid(
+            "ffmpeg is missing or does not run: install imageio-ffmpeg's binary wheel, and unset "
+            "IMAGEIO_FFMPEG_EXE"
+        ) from error
+    if b" libx264 " not in encoders:
+        raise ConfigInvalid("ffmpeg was built without libx264: unset IMAGEIO_FFMPEG_EXE")
     return path
 
 
@@ -79,8 +94,10 @@ def write(
             _write_video(_counted(frames, spec), target, spec, control, ffmpeg)
         else:
             _write_image(_counted(frames, spec), target, spec)
-    except BaseException:
+    except BaseException as error:
         target.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise DiskFull("The disk filled up while the file was written") from error
         raise
 
 
@@ -215,6 +232,8 @@ def _write_image(frames: Iterator["Frames"], target: Path, spec: Spec) -> None:
             target, format=spec.format.upper(), **options[spec.format]
         )
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise EncodeFailed(f"The {spec.format} could not be written") from error
 
 

@@ -28,6 +28,7 @@ A message is public: it names the field and the rule and what to do next, and ne
 the worker, a credential, a signed URL or the value of a field that may be secret.
 """
 
+import errno
 import json
 from typing import ClassVar
 
@@ -55,6 +56,11 @@ class WorkerError(Exception):
         self.field = field
         if retryable is not None:
             self.retryable = retryable
+
+    @property
+    def located(self) -> str:
+        """The message with its field, for readers who see nothing but text."""
+        return f"{self.field}: {self.message}" if self.field else self.message
 
 
 class ClientError(WorkerError):
@@ -152,6 +158,15 @@ class UnexpectedError(InternalError):
 class Canceled(WorkerError):
     code = "CANCELED"
     category = "canceled"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the operating system refused to write: no space, over quota, read-only."""
+    return isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+    )
 
 
 def public_json(error: WorkerError, stage: str) -> str:

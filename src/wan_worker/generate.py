@@ -9,7 +9,7 @@ job stops within one denoising step; the decoder's hooks and caches are left cle
 Not covered: files (encode) and memory faults (job).
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from wan_worker.catalog import MAX_PROMPT_TOKENS
@@ -105,7 +105,9 @@ def denoise(
     return latents
 
 
-def frames(vae: Any, latents: "torch.Tensor", plan: Plan, control: Control) -> Iterator["Frames"]:
+def frames(
+    vae: Any, latents: "torch.Tensor", plan: Plan, control: Control
+) -> Generator["Frames", None, None]:
     """The plan's frames in order: cropped to its size, trimmed to its length.
 
     Yields:

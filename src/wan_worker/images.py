@@ -162,7 +162,7 @@ def cover(image: "Image.Image", width: int, height: int) -> "Image.Image":
 
 
 def _rejected(field: str, rule: str) -> ImageRejected:
-    return ImageRejected(f"{field}: {rule}", field=field)
+    return ImageRejected(rule[:1].upper() + rule[1:], field=field)
 
 
 def _guarded(action: Callable[[], T], field: str) -> T:

@@ -9,12 +9,11 @@ worker as it was. The plan is complete before anything is downloaded or the GPU 
 
 import json
 import logging
-import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,19 +33,24 @@ from wan_worker import (
 )
 from wan_worker.catalog import MODELS
 from wan_worker.errors import (
+    Canceled,
     ConfigInvalid,
+    DeadlineExceeded,
+    DiskFull,
     FetchFailed,
     GpuFault,
     ImageRejected,
+    ModelUnavailable,
     OutOfMemory,
     StorageFailed,
     UnexpectedError,
     UrlBlocked,
     WorkerError,
+    is_disk_full,
     public_json,
 )
 from wan_worker.hardware import Hardware
-from wan_worker.pipelines import Pool
+from wan_worker.pipelines import Pool, is_gpu_fault, is_out_of_memory
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
 from wan_worker.request import Contract, Notice, Request
@@ -60,6 +64,7 @@ log = logging.getLogger(__name__)
 
 FETCH_SECONDS = 30.0
 CALLBACK_SECONDS = 20.0
+LAST_CALLBACK_SECONDS = 2.0
 TEMP_PREFIX = "wan-job-"
 
 
@@ -91,7 +96,7 @@ def make_worker(settings: Settings) -> Worker:
         hardware=machine,
         policy=net.Policy(allow_private=settings.allow_private_urls),
         pool=Pool(settings.models_dir, machine),
-        ffmpeg=encode.ffmpeg_path(),
+        ffmpeg=encode.find_ffmpeg(),
     )
 
 
@@ -111,25 +116,24 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
         ``refresh_worker`` beside it where this process should not take another job.
     """
     known, error = _Known(), None
-    folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX))
+    answer: dict[str, Any] = {}
     try:
-        answer = _serve(job, worker, control, folder, known)
+        with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, ignore_cleanup_errors=True) as folder:
+            answer = _serve(job, worker, control, Path(folder), known)
         json.dumps(answer, allow_nan=False)  # RunPod's SDK posts nothing at all if this fails
     except WorkerError as problem:
         error = problem
     except (Exception, SystemExit) as problem:  # noqa: BLE001 (an answer, whatever happened)
         error = _classify(problem)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     if error is not None:
+        # Its traceback holds every local of the job: latents, frames, a pipeline.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         log.warning("job %s: %s in stage %s: %s", storage.job_folder(str(job.get("id"))),
-                    error.code, control.stage, error.message)  # fmt: skip
+                    error.code, control.stage, error.located)  # fmt: skip
         answer = {"error": public_json(error, control.stage)}
         if error.refresh_worker:
-            with worker.gpu:
-                worker.pool.clear()
             answer["refresh_worker"] = True
-    _notify(answer, error, worker, known)
+    _notify(job, answer, error, worker, known, control)
     return answer
 
 
@@ -137,50 +141,106 @@ def _serve(
     job: Mapping[str, Any], worker: Worker, control: Control, folder: Path, known: _Known
 ) -> dict[str, Any]:
     control.enter("plan")
-    settings = worker.settings
     asked = known.asked = request.parse(job, worker.contract)
     destination = _destination(asked, worker)
-    installed = weights.installed(settings.models_dir)
-    planned = plan.make(asked, worker.hardware, installed, settings.default_model)
-    known.planned = planned
+    planned = known.planned = _plan(asked, worker)
     control.enter("fetch")
     planned, image = _with_image(asked, planned, worker, control)
     known.planned = planned
-
-    target = folder / f"0.{encode.EXTENSIONS[planned.output_format]}"
-    spec = _spec(planned)
+    spec, target = _spec(planned), folder / f"0.{encode.EXTENSIONS[planned.output_format]}"
     control.enter("queue")
     with _exclusive(worker.gpu, control):
-        control.enter("load")
-        pipeline = worker.pool.pipeline(planned, installed[planned.model.id], control.check)
-        control.enter("prompt")
-        embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
-        control.enter("denoise")
-        latents = generate.denoise(pipeline, planned, embeds, negative_embeds, image, control)
-        control.enter("decode_encode")
-        frames = generate.frames(pipeline.vae, latents, planned, control)
-        encode.write(frames, target, spec, control, worker.ffmpeg)
+        planned = _make(planned, image, target, spec, worker, control)
     control.enter("check")
     made = artifact.check(target, spec, control, worker.ffmpeg)
     control.close_stage()
     seconds = time.monotonic() - control.started
-
     control.enter("upload")
-    try:
-        stored = storage.put(made, 0, planned.seed, asked.job_id, destination, control)
-        planned = replace(planned, notices=(*planned.notices, *notices))
-        manifest = _response(asked, planned, [stored], seconds, control, public=False)
-        storage.put_manifest(manifest, asked.job_id, destination)
-    except StorageFailed:
-        kept = storage.keep(made, 0, asked.job_id, settings.output_dir)
-        log.warning("job %s: the finished file is kept at %s", kept.parent.name, kept)
-        raise
+    stored = _deliver(made, asked, planned, destination, seconds, worker, control)
     control.close_stage()
+    return _response(asked, planned, [stored], seconds, control, public=True)
+
+
+def _make(
+    planned: Plan,
+    image: "Image | None",
+    target: Path,
+    spec: encode.Spec,
+    worker: Worker,
+    control: Control,
+) -> Plan:
+    """The part that needs the GPU: from a plan to a file. Returns the plan with its notices."""
+    control.enter("load")
+    here = weights.installed(worker.settings.models_dir)[planned.model.id]
+    pipeline = worker.pool.pipeline(planned, here, control.check)
+    control.enter("prompt")
+    embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
+    control.enter("denoise")
+    latents = generate.denoise(pipeline, planned, embeds, negative_embeds, image, control)
+    control.enter("decode_encode")
+    # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
+    # the middle of the next job.
+    with closing(generate.frames(pipeline.vae, latents, planned, control)) as frames:
+        encode.write(frames, target, spec, control, worker.ffmpeg)
+    return replace(planned, notices=(*planned.notices, *notices))
+
+
+def _deliver(
+    made: artifact.Artifact,
+    asked: Request,
+    planned: Plan,
+    destination: storage.Destination,
+    seconds: float,
+    worker: Worker,
+    control: Control,
+) -> StoredAsset:
+    """Put the file and then its manifest; what a bucket will not take is kept on disk."""
+    job_id = asked.job_id
+    try:
+        stored = storage.put(made, 0, planned.seed, job_id, destination, control)
+        manifest = _response(asked, planned, [stored], seconds, control, public=False)
+        storage.put_manifest(manifest, job_id, destination)
+    except StorageFailed:
+        try:
+            kept = storage.keep(made, 0, job_id, worker.settings.output_dir)
+            log.warning("job %s: the finished file is kept at %s", kept.parent.name, kept)
+        except WorkerError as problem:
+            log.warning("the finished file could not be kept either: %s", problem.message)
+        raise
     where = stored.url if isinstance(destination, storage.Folder) else stored.key or "the response"
     log.info("job %s: %s %dx%d, %d frame(s), seed %d, %.1f s -> %s",
-             storage.job_folder(asked.job_id), planned.model.id, spec.width, spec.height,
-             spec.num_frames, planned.seed, seconds, where)  # fmt: skip
-    return _response(asked, planned, [stored], seconds, control, public=True)
+             storage.job_folder(job_id), planned.model.id, made.width, made.height,
+             made.num_frames, planned.seed, seconds, where)  # fmt: skip
+    return stored
+
+
+def _plan(asked: Request, worker: Worker) -> Plan:
+    """The plan; with ``reference_fallback``, without the image where no model is here for it."""
+    try:
+        return _plan_as_asked(asked, worker)
+    except ModelUnavailable as problem:
+        if asked.image is None or asked.model != "auto" or not _can_fall_back(asked):
+            raise
+        return _plan_as_asked(_without_image(asked, problem), worker)
+
+
+def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
+    installed = weights.installed(worker.settings.models_dir)
+    return plan.make(asked, worker.hardware, installed, worker.settings.default_model)
+
+
+def _can_fall_back(asked: Request) -> bool:
+    return asked.reference_fallback and bool(asked.prompt)
+
+
+def _without_image(asked: Request, problem: WorkerError) -> Request:
+    return asked.without_image(
+        Notice(
+            "REFERENCE_UNUSABLE",
+            f"Made from the prompt alone; the reference image failed with {problem.code}: "
+            f"{problem.message}",
+        )
+    )
 
 
 def _destination(asked: Request, worker: Worker) -> storage.Destination:
@@ -212,23 +272,15 @@ def _with_image(
 
     With ``reference_fallback`` an image that can't be used means plain generation and a warning.
     """
-    if not planned.has_image or asked.image is None:
+    if not planned.has_image:
         return planned, None
     try:
         decoded = _fetch_image(asked, worker, control)
     except (UrlBlocked, ImageRejected, FetchFailed) as problem:
-        if not asked.reference_fallback or not asked.prompt:
+        if not _can_fall_back(asked):
             raise
-        plain = asked.without_image(
-            Notice(
-                "REFERENCE_UNUSABLE",
-                f"Made from the prompt alone; the reference image failed with "
-                f"{problem.code}: {problem.message}",
-            )
-        )
-        installed = weights.installed(worker.settings.models_dir)
         try:
-            return plan.make(plain, worker.hardware, installed, worker.settings.default_model), None
+            return _plan_as_asked(_without_image(asked, problem), worker), None
         except WorkerError:
             raise problem from None  # the image is what to mend
     planned = plan.fit_to_image(planned, decoded.image.size)
@@ -239,7 +291,7 @@ def _with_image(
 
 def _fetch_image(asked: Request, worker: Worker, control: Control) -> images.Decoded:
     assert asked.image is not None  # noqa: S101 (the caller's condition, for the type checker)
-    settings, where = worker.settings, asked.image_field
+    settings, where = worker.settings, asked.pointer("image_url")
     if images.kind(asked.image, where) == "inline":
         data = images.decode_inline(asked.image, where, settings.max_image_bytes)
     else:
@@ -325,10 +377,12 @@ def _response(
 def _classify(problem: BaseException) -> WorkerError:
     """A library's exception as one of ours, without its words: they may hold paths or values."""
     name = type(problem).__name__
-    if name == "OutOfMemoryError" or isinstance(problem, MemoryError):
+    if is_out_of_memory(problem):
         return OutOfMemory("Out of memory; ask for fewer frames or pixels, or take a larger GPU")
-    if name == "AcceleratorError" or "CUDA error" in str(problem):
+    if is_gpu_fault(problem):
         return GpuFault("The GPU failed; the worker restarts, send the job again")
+    if is_disk_full(problem):
+        return DiskFull("The worker's temp folder is full or read-only")
     log.error("unexpected %s", name, exc_info=problem)
     return UnexpectedError(
         f"The worker failed unexpectedly ({name}); its log has the details, and the same job may "
@@ -337,13 +391,19 @@ def _classify(problem: BaseException) -> WorkerError:
 
 
 def _notify(
-    answer: dict[str, Any], error: WorkerError | None, worker: Worker, known: _Known
+    job: Mapping[str, Any],
+    answer: dict[str, Any],
+    error: WorkerError | None,
+    worker: Worker,
+    known: _Known,
+    control: Control,
 ) -> None:
     """Tell the callback how the job ended; what goes wrong there is a warning and no more."""
-    asked, planned = known.asked, known.planned
-    if asked is None or asked.callback_url is None or isinstance(error, UrlBlocked):
+    given = job.get("input")
+    url = given.get("callback_url") if isinstance(given, dict) else None
+    if not isinstance(url, str) or (error is not None and error.field == callback.FIELD):
         return
-    job_id = asked.job_id
+    job_id = str(job.get("id", "local"))
     if error is None:
         assets = answer["assets"]
         body = callback.completed(
@@ -355,20 +415,21 @@ def _notify(
     else:
         body = callback.failed(
             job_id,
-            error.message,
+            error.located,
             error_type=error.code,
-            job_type=asked.job_type,
-            wan_task=None if planned is None else planned.model.wan_task,
+            job_type=None if known.asked is None else known.asked.job_type,
+            wan_task=None if known.planned is None else known.planned.model.wan_task,
             timestamp=int(time.time()),
         )
+    # A job that should be gone must not hold the next one up for long.
+    ended = isinstance(error, Canceled | DeadlineExceeded)
+    budget = LAST_CALLBACK_SECONDS if ended else CALLBACK_SECONDS
+    if not ended and control.seconds_left is not None:
+        budget = max(LAST_CALLBACK_SECONDS, min(budget, control.seconds_left))
     problem = callback.send(
-        asked.callback_url,
-        body,
-        worker.settings.callback_secrets,
-        worker.policy,
-        seconds=CALLBACK_SECONDS,
+        url, body, worker.settings.callback_secrets, worker.policy, seconds=budget
     )
     if problem is not None:
-        log.warning("job %s: callback not delivered: %s", storage.job_folder(job_id), problem)
+        log.warning("job %s: %s", storage.job_folder(job_id), problem)
         if error is None:
             answer["warnings"].append({"code": "CALLBACK_FAILED", "message": problem})

@@ -108,7 +108,7 @@ class _Call:
         return left
 
     def failed(self, what: str, *, retryable: bool) -> FetchFailed:
-        message = f"{self.field or 'URL'}: {what}"
+        message = what[:1].upper() + what[1:]
         return FetchFailed(message, field=self.field, retryable=retryable)
 
 

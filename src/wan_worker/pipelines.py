@@ -9,16 +9,17 @@ weights are opened as safetensors only and nothing is fetched from anywhere.
 Not covered: which model (plan) and whether files are whole (weights).
 """
 
+import gc
 import importlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from wan_worker.catalog import Component
 from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.hardware import Hardware
-from wan_worker.plan import WORKING_BYTES, Installed, Plan
+from wan_worker.plan import WORKING_BYTES, Installed, Plan, loaded_bytes
 
 Load = Callable[[Component, Path, Hardware], Any]
 
@@ -57,7 +58,9 @@ def load_component(component: Component, models_dir: Path, hardware: Hardware) -
             output_loading_info=True,
             **{"torch_dtype" if library == "diffusers" else "dtype": dtype},
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if is_memory_or_gpu_fault(error):
+            raise
         raise ModelCorrupt(
             f"{component.name} can't be loaded ({type(error).__name__}); check it with: "
             "python download_weights.py --verify"
@@ -93,51 +96,49 @@ class Pool:
         """
         import diffusers
 
-        self._evict_for(installed)
+        needs = loaded_bytes(installed, self._hardware)
+        # An offloaded pipeline leaves hooks on shared components, which hold its others alive.
+        for part in self._components.values():
+            _unhook(part)
+        self._evict_for(needs)
         parts = {}
         for component in plan.model.components:
             check()
-            parts[component.role] = self._component(component, installed)
+            parts[component.role] = self._component(component, needs[component.name])
         pipeline_class = getattr(diffusers, plan.model.pipeline)
         pipeline = pipeline_class(scheduler=scheduler(plan), **parts)
         pipeline.set_progress_bar_config(disable=True)
         if plan.placement == "offload":
-            pipeline.enable_model_cpu_offload()
+            pipeline.enable_model_cpu_offload(device=plan.device)
         elif plan.device == "cuda":
             pipeline.to("cuda")
         return pipeline
 
-    def clear(self) -> None:
-        """Let go of everything, so that the next job starts from disk."""
-        self._components.clear()
-        self._bytes.clear()
-        _release_gpu_memory(self._hardware)
-
-    def _component(self, component: Component, installed: Installed) -> Any:
+    def _component(self, component: Component, size: int) -> Any:
         if component.name not in self._components:
             self._components[component.name] = self._load(
                 component, self._models_dir, self._hardware
             )
-            self._bytes[component.name] = installed.component_bytes[component.name]
+            self._bytes[component.name] = size
         self._components.move_to_end(component.name)
         return self._components[component.name]
 
-    def _evict_for(self, wanted: Installed) -> None:
+    def _evict_for(self, needs: Mapping[str, int]) -> None:
         """Drop the least recently used components until the wanted ones fit beside the rest."""
         budget = (
             self._hardware.memory_bytes - WORKING_BYTES
             if self._hardware.device == "cuda"
             else int(self._hardware.memory_bytes * CPU_WEIGHT_SHARE)
         )
-        needed = sum(wanted.component_bytes.values())
-        spare = [name for name in self._components if name not in wanted.component_bytes]
+        wanted = sum(needs.values())
+        spare = [name for name in self._components if name not in needs]
         dropped = False
-        while spare and needed + sum(self._bytes[name] for name in spare) > budget:
+        while spare and wanted + sum(self._bytes[name] for name in spare) > budget:
             name = spare.pop(0)
             del self._components[name], self._bytes[name]
             dropped = True
         if dropped:
-            _release_gpu_memory(self._hardware)
+            _release_memory(self._hardware)
 
 
 def scheduler(plan: Plan) -> Any:
@@ -167,7 +168,35 @@ def scheduler(plan: Plan) -> Any:
     raise ValueError(f"unknown solver {plan.solver}")
 
 
-def _release_gpu_memory(hardware: Hardware) -> None:
+def is_memory_or_gpu_fault(error: BaseException) -> bool:
+    """Whether a library's exception is about memory or the GPU, by torch's names and words."""
+    return is_out_of_memory(error) or is_gpu_fault(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def is_gpu_fault(error: BaseException) -> bool:
+    """Whether the CUDA context is broken, so that this process can't go on."""
+    words = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS")
+    return type(error).__name__ == "AcceleratorError" or any(w in str(error) for w in words)
+
+
+def _unhook(part: Any) -> None:
+    if getattr(part, "_hf_hook", None) is not None:
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(part)
+
+
+def _release_memory(hardware: Hardware) -> None:
+    # Modules sit in reference cycles: without a collection nothing is free yet.
+    gc.collect()
     if hardware.device == "cuda":
         import torch
 

@@ -32,7 +32,7 @@ class Installed:
     """A model whose weights are here."""
 
     component_bytes: Mapping[str, int]
-    """Bytes in memory of each component, by name."""
+    """Bytes of weights of each component as stored, by name."""
     tiny: bool
     """The toy set: right in every shape and name, and meaningless as a picture."""
 
@@ -90,6 +90,12 @@ class Plan:
             "negative_prompt": self.negative_prompt,
             "reasons": list(self.reasons),
         }
+
+
+def loaded_bytes(model: Installed, hardware: Hardware) -> dict[str, int]:
+    """Memory that each component takes once loaded: stored in bf16, it runs in fp32 on a CPU."""
+    factor = 2 if hardware.device == "cpu" else 1
+    return {name: factor * size for name, size in model.component_bytes.items()}
 
 
 def make(
@@ -189,7 +195,7 @@ def make(
         raise InvalidRequest(
             "Size x frames x steps is over this worker's limit of "
             f"{MAX_WORK:.3g} pixel-steps; lower one of them",
-            field="/input/num_inference_steps",
+            field=request.pointer("num_inference_steps"),
         )
     return _explain_grid(plan) if plan.size is not None else plan
 
@@ -216,14 +222,14 @@ def _choose(
         model = MODELS[request.model]
         _check_fit(request, model)
         if model.id not in installed:
-            raise ModelUnavailable(_install_hint(model.id), field="/input/model")
+            raise ModelUnavailable(_install_hint(model.id), field=request.pointer("model"))
         return model, f"model: {model.id}, as named"
     able = [m for m in MODELS.values() if _misfit(request, m) is None]
     if not able:
         raise _why_nothing_fits(request)
     here = [m for m in able if m.id in installed]
     if not here:
-        raise ModelUnavailable(_install_hint(able[-1].id), field="/input/model")
+        raise ModelUnavailable(_install_hint(able[-1].id), field=request.pointer("model"))
     kind = "takes an image" if request.image is not None else "makes pictures from text"
     for model in here:
         if model.id == default_model:
@@ -234,11 +240,11 @@ def _choose(
 def _misfit(request: Request, model: Model) -> InvalidRequest | Unsupported | None:
     """Why this model can't serve the request, or None."""
     if request.mode == "image" and model.needs_image:
-        return InvalidRequest(f"{model.id} makes videos only", field="/input/model")
+        return InvalidRequest(f"{model.id} makes videos only", field=request.pointer("model"))
     if request.image is None and model.needs_image:
         return InvalidRequest(f"{model.id} needs an image", field="/input/image_url")
     if request.image is not None and not model.needs_image:
-        return InvalidRequest(f"{model.id} takes no image", field=request.image_field)
+        return InvalidRequest(f"{model.id} takes no image", field=request.pointer("image_url"))
     bounded = request.size is not None and (request.size_is_explicit or request.image is None)
     if bounded and request.size is not None and _area(request.size) > model.max_pixels:
         larger = [
@@ -248,8 +254,9 @@ def _misfit(request: Request, model: Model) -> InvalidRequest | Unsupported | No
         ]
         advice = f"; models that can: {', '.join(larger)}" if larger else ""
         return Unsupported(
-            f"{model.id} is stable up to {model.max_pixels} pixels a frame{advice}",
-            field="/input/size",
+            f"{model.id} is stable up to {model.max_pixels} pixels a frame, and "
+            f"{request.size[0]}x{request.size[1]} has {_area(request.size)}{advice}",
+            field=request.pointer("size"),
         )
     return None
 
@@ -278,16 +285,16 @@ def _num_frames(request: Request, model: Model, fps: int, reasons: list[str]) ->
     if request.mode == "image":
         return 1
     if request.duration is not None:
-        frames, field = max(1, round(request.duration * fps)), "/input/duration"
+        frames, field = max(1, round(request.duration * fps)), "duration"
         reasons.append(f"num_frames: {frames}, {request.duration:g} s at {fps} fps")
     else:
         frames = _or(request.num_frames, model.native_frames, "num_frames", reasons)
-        field = "/input/num_frames"
+        field = "num_frames"
     if frames > model.max_frames:
         raise InvalidRequest(
             f"{model.id} makes up to {model.max_frames} frames, "
             f"{model.max_frames / fps:.1f} s at {fps} fps",
-            field=field,
+            field=request.pointer(field),
         )
     return frames
 
@@ -300,11 +307,12 @@ def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
 
 
 def _place(model: Installed, hardware: Hardware) -> tuple[Literal["resident", "offload"], str]:
-    total, largest = sum(model.component_bytes.values()), max(model.component_bytes.values())
+    needs = loaded_bytes(model, hardware)
+    total, largest = sum(needs.values()), max(needs.values())
     if hardware.device == "cpu":
-        if 2 * total > hardware.memory_bytes:  # stored in bf16, run in fp32
+        if total > hardware.memory_bytes:
             raise Unsupported(
-                f"Without a GPU this model needs {_gb(2 * total)} of memory; this machine has "
+                f"Without a GPU this model needs {_gb(total)} of memory; this machine has "
                 f"{_gb(hardware.memory_bytes)}. {hardware.reason}",
                 field="/input/model",
             )

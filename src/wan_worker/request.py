@@ -16,7 +16,7 @@ import math
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,7 +25,7 @@ from jsonschema.exceptions import SchemaError, ValidationError
 
 from wan_worker.catalog import Size
 from wan_worker.errors import ConfigInvalid, InvalidRequest
-from wan_worker.settings import Bucket, Secret
+from wan_worker.settings import Bucket, Secret, is_endpoint
 
 SCHEMAS_DIR: Final = Path(__file__).resolve().parents[2] / "schemas"
 MAX_DEPTH: Final = 8
@@ -39,6 +39,8 @@ IMAGE_FORMATS: Final = ("png", "jpeg", "webp")
 
 # C0 and C1 controls but for tab, newline and carriage return, and lone surrogates.
 _BAD_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# In names also line breaks: names are written to the log.
+_BAD_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Mode = Literal["image", "video"]
 
@@ -75,7 +77,8 @@ class Request:
     job_type: str | None = None
     negative_prompt: str | None = None
     image: str | None = None
-    image_field: str = "/input/image_url"
+    where: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """JSON pointer that each canonical field was given under."""
     reference_fallback: bool = False
     size: Size | None = None
     size_is_explicit: bool = False
@@ -92,6 +95,12 @@ class Request:
     callback_url: str | None = None
     bucket: Bucket | None = None
     notices: tuple[Notice, ...] = ()
+
+    def pointer(self, name: str) -> str:
+        """Where the caller wrote this field, or would have to."""
+        if name == "size" and "width" in self.where:
+            name = "width"
+        return self.where.get(name, f"/input/{name}")
 
     def without_image(self, notice: Notice) -> "Request":
         """The same request as plain generation, saying why."""
@@ -185,7 +194,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         job_type=fields.get("job_type"),
         negative_prompt=fields.get("negative_prompt"),
         image=image,
-        image_field=where.get("image_url", "/input/image_url"),
+        where=where,
         reference_fallback=bool(fields.get("reference_fallback", False)),
         size=size,
         size_is_explicit=explicit_size is not None,
@@ -231,7 +240,7 @@ def _check_values(given: dict[str, Any]) -> None:
             )
         if isinstance(value, dict):
             for key, inner in value.items():
-                if not isinstance(key, str) or _BAD_CHARACTERS.search(key):
+                if not isinstance(key, str) or _BAD_IN_NAMES.search(key):
                     raise InvalidRequest("Field names must be plain text", field=pointer)
                 pending.append((f"{pointer}/{_escape(key)}", inner, depth + 1))
         elif isinstance(value, list):
@@ -462,8 +471,12 @@ def _job_bucket(given: object) -> Bucket | None:
         raise InvalidRequest("Must be an object", field="/s3Config")
     for name in names:
         value = given.get(name)
-        if not isinstance(value, str) or not value or _BAD_CHARACTERS.search(value):
-            raise InvalidRequest("Must be a non-empty string", field=f"/s3Config/{name}")
+        if not isinstance(value, str) or not re.fullmatch(r"[\x21-\x7e]+", value):
+            raise InvalidRequest("Must be text without spaces", field=f"/s3Config/{name}")
+    if not is_endpoint(given["endpointUrl"]):
+        raise InvalidRequest(
+            "Must be the store's URL, such as https://s3.example.com", field="/s3Config/endpointUrl"
+        )
     if not re.fullmatch(r"[A-Za-z0-9._-]{3,63}", given["bucketName"]):
         raise InvalidRequest(
             "Must be 3 to 63 letters, digits, dots, dashes or underscores",

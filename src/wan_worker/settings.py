@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from wan_worker.errors import ConfigInvalid
 
@@ -121,22 +120,23 @@ def _bucket(env: Mapping[str, str], problems: list[str]) -> Bucket | None:
         "BUCKET_SECRET_ACCESS_KEY",
         "BUCKET_NAME",
     )
-    given = {name: env.get(name, "").strip() for name in required}
-    missing = [name for name, value in given.items() if not value]
-    if len(missing) == len(required):
+    given = {
+        name: env.get(name, "").strip()
+        for name in (*required, "BUCKET_PREFIX", "BUCKET_PUBLIC_URL")
+    }
+    if not any(given.values()):
         return None
+    missing = [name for name in required if not given[name]]
     if missing:
         problems.append(f"{', '.join(missing)}: missing, while other BUCKET_* variables are set")
-        return None
-    prefix = env.get("BUCKET_PREFIX", "").strip().strip("/")
-    public_url = env.get("BUCKET_PUBLIC_URL", "").strip().rstrip("/") or None
-    for name, url in (
-        ("BUCKET_ENDPOINT_URL", given["BUCKET_ENDPOINT_URL"]),
-        ("BUCKET_PUBLIC_URL", public_url),
-    ):
-        if url is not None and not _is_http_url(url):
-            problems.append(f"{name}: must be an http(s) URL with a host")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{3,63}", given["BUCKET_NAME"]):
+    for name in ("BUCKET_ENDPOINT_URL", "BUCKET_PUBLIC_URL"):
+        if given[name] and not is_endpoint(given[name]):
+            problems.append(f"{name}: must be a URL such as https://s3.example.com")
+    for name in ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"):
+        if given[name] and not re.fullmatch(r"[\x21-\x7e]+", given[name]):
+            problems.append(f"{name}: must be text without spaces")
+    name, prefix = given["BUCKET_NAME"], given["BUCKET_PREFIX"].strip("/")
+    if name and not re.fullmatch(r"[A-Za-z0-9._-]{3,63}", name):
         problems.append("BUCKET_NAME: must be 3 to 63 letters, digits, dots, dashes or underscores")
     if not re.fullmatch(r"([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?", prefix) or ".." in prefix:
         problems.append("BUCKET_PREFIX: must be folder names of letters, digits, '.', '_' and '-'")
@@ -144,19 +144,21 @@ def _bucket(env: Mapping[str, str], problems: list[str]) -> Bucket | None:
         endpoint_url=given["BUCKET_ENDPOINT_URL"].rstrip("/"),
         access_key_id=Secret(given["BUCKET_ACCESS_KEY_ID"]),
         secret_access_key=Secret(given["BUCKET_SECRET_ACCESS_KEY"]),
-        name=given["BUCKET_NAME"],
+        name=name,
         region=env.get("BUCKET_REGION", "").strip() or Bucket.region,
         prefix=prefix,
-        public_url=public_url,
+        public_url=given["BUCKET_PUBLIC_URL"].rstrip("/") or None,
     )
 
 
-def _is_http_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+def is_endpoint(url: str) -> bool:
+    """An http(s) URL of a host that boto3 takes: no user, query or fragment."""
+    match = re.fullmatch(
+        r"https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:([0-9]{1,5}))?(/[A-Za-z0-9._~/-]*)?",
+        url,
+        re.ASCII,
+    )
+    return match is not None and int(match[3] or 1) <= 65535
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:

@@ -16,13 +16,19 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from wan_worker.artifact import Artifact
-from wan_worker.errors import OutputTooLarge, StorageFailed
+from wan_worker.errors import (
+    DiskFull,
+    OutputTooLarge,
+    StorageFailed,
+    WorkerError,
+    is_disk_full,
+)
 from wan_worker.progress import Control
 from wan_worker.settings import Bucket
 
@@ -142,7 +148,7 @@ def put(
         return StoredAsset(artifact, seed, data=data)
     if isinstance(to, Folder):
         target = to.root.resolve() / key
-        _copy(artifact.path, target)
+        _write_local(target, artifact.path)
         return StoredAsset(artifact, seed, url=target.as_uri(), key=key)
     return _put_s3(artifact, seed, key, to, control)
 
@@ -152,11 +158,7 @@ def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> N
     body = json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False).encode()
     key = f"{job_folder(job_id)}/{MANIFEST}"
     if isinstance(to, Folder):
-        target = to.root.resolve() / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(body)
-        partial.replace(target)
+        _write_local(to.root.resolve() / key, body)
     elif isinstance(to, S3):
         with _storage_errors():
             _client(to.bucket).put_object(
@@ -170,7 +172,7 @@ def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> N
 def keep(artifact: Artifact, index: int, job_id: str, root: Path) -> Path:
     """Save a finished file that its bucket would not take; minutes of GPU time are in it."""
     target = root.resolve() / job_folder(job_id) / f"{index}.{artifact.extension}"
-    _copy(artifact.path, target)
+    _write_local(target, artifact.path)
     return target
 
 
@@ -181,44 +183,62 @@ def job_folder(job_id: str) -> str:
     return hashlib.sha256(job_id.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _write_local(target: Path, body: bytes | Path) -> None:
+    """Bytes, or a copy of a file, that appear under their name whole or not at all."""
     partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(body, Path):
+            shutil.copyfile(body, partial)
+        else:
+            partial.write_bytes(body)
+        partial.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise DiskFull("OUTPUT_DIR is full or read-only") from error
+        raise StorageFailed(
+            f"OUTPUT_DIR can't be written ({type(error).__name__})", retryable=False
+        ) from error
 
 
 def _put_s3(artifact: Artifact, seed: int, key: str, to: S3, control: Control) -> StoredAsset:
     from boto3.s3.transfer import TransferConfig
 
-    client, full_key = _client(to.bucket), _full_key(to.bucket, key)
-
-    def on_bytes(_: int) -> None:
-        control.check()  # raised out of the transfer, which then aborts its multipart upload
-
-    with _storage_errors(), artifact.path.open("rb") as body:
-        client.upload_fileobj(
-            body,
-            to.bucket.name,
-            full_key,
-            Callback=on_bytes,
-            ExtraArgs={
-                "ContentType": artifact.content_type,
-                "Metadata": {"sha256": artifact.sha256},
-            },
-            Config=TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES),
-        )
+    full_key = _full_key(to.bucket, key)
+    control.check()
+    with _storage_errors():
+        client = _client(to.bucket)
+        with artifact.path.open("rb") as body:
+            client.upload_fileobj(
+                body,
+                to.bucket.name,
+                full_key,
+                ExtraArgs={
+                    "ContentType": artifact.content_type,
+                    "Metadata": {"sha256": artifact.sha256},
+                },
+                Config=TransferConfig(
+                    multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES
+                ),
+            )
         stored = client.head_object(Bucket=to.bucket.name, Key=full_key)["ContentLength"]
-    if stored != artifact.bytes:
-        raise StorageFailed(f"The bucket holds {stored} of {artifact.bytes} bytes")
-    if to.bucket.public_url is not None:
-        url = f"{to.bucket.public_url}/{full_key}"
-    else:
-        url = client.generate_presigned_url(
-            "get_object",
-            Params={"Bucket": to.bucket.name, "Key": full_key},
-            ExpiresIn=to.url_expiry_seconds,
-        )
+        if stored != artifact.bytes:
+            raise StorageFailed(f"The bucket holds {stored} of {artifact.bytes} bytes")
+        try:
+            control.check()
+        except WorkerError:
+            client.delete_object(Bucket=to.bucket.name, Key=full_key)
+            raise
+        if to.bucket.public_url is not None:
+            url = f"{to.bucket.public_url}/{full_key}"
+        else:
+            url = client.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": to.bucket.name, "Key": full_key},
+                ExpiresIn=to.url_expiry_seconds,
+            )
     return StoredAsset(artifact, seed, url=url, key=full_key)
 
 
@@ -265,7 +285,7 @@ def _storage_errors() -> Iterator[None]:
         raise StorageFailed(
             f"The bucket answered {code[:60]}; {advice}", retryable=not permanent
         ) from error
-    except (BotoCoreError, OSError) as error:
+    except (BotoCoreError, OSError, ValueError) as error:
         raise StorageFailed(
             f"The bucket could not be reached ({type(error).__name__}); try again"
         ) from error

@@ -1,0 +1,149 @@
+"""Make classic mistakes in a scratch copy, and see that a test notices each.
+
+    python tests/mutants.py            run all, print the table of tests/README.md
+    python tests/mutants.py NAME ...   run some
+
+A mistake that no test notices ends the run with status 1. So does one whose place in the code is
+gone: the table must follow the code.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake: in ``file``, ``right`` becomes ``wrong``; ``tests`` should fail."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py"
+MEANING = "tests/test_meaning.py"
+
+MUTANTS = (
+    Mutant(
+        "guidance sign",
+        GENERATE,
+        "prompt_embeds=prompt_embeds,\n            negative_prompt_embeds=negative_prompt_embeds,",
+        "prompt_embeds=negative_prompt_embeds,\n            negative_prompt_embeds=prompt_embeds,",
+        f"{MEANING}::test_the_prompt_is_followed",
+    ),
+    Mutant(
+        "latent mean ignored",
+        GENERATE,
+        "* std + mean",
+        "* std",
+        f"{MEANING}::test_the_prompt_is_followed",
+    ),
+    Mutant(
+        "latent std ignored",
+        GENERATE,
+        "* std + mean",
+        "+ mean",
+        f"{MEANING}::test_the_prompt_is_followed",
+    ),
+    Mutant(
+        "frame order",
+        GENERATE,
+        "for index in range(latents.shape[2]):",
+        "for index in reversed(range(latents.shape[2])):",
+        f"{MEANING}::test_frames_are_in_order",
+    ),
+    Mutant(
+        "frame order within a chunk",
+        GENERATE,
+        "yield pixels[0].permute(1, 2, 3, 0)",
+        "yield pixels[0].permute(1, 2, 3, 0).flip(0)",
+        "tests/test_generate.py::test_decoding_frame_by_frame_equals_the_vaes_own_decode",
+    ),
+    Mutant(
+        "channel order",
+        GENERATE,
+        "yield pixels[0].permute(1, 2, 3, 0)",
+        "yield pixels[0].permute(1, 2, 3, 0).flip(3)",
+        f"{MEANING}::test_the_prompt_is_followed",
+    ),
+    Mutant(
+        "shift ignored",
+        PIPELINES,
+        '"flow_shift": plan.flow_shift,',
+        '"flow_shift": 1.0,',
+        "tests/test_generate.py::test_the_requests_shift_moves_the_noise_levels",
+    ),
+    Mutant(
+        "image conditioning dropped",
+        GENERATE,
+        'extra = {} if image is None else {"image": image}',
+        'extra = {} if image is None else {"image": image.point(lambda level: 127)}',
+        f"{MEANING}::test_a_video_begins_with_its_image_and_goes_on_as_the_prompt_says",
+    ),
+    Mutant(
+        "negative prompt ignored",
+        GENERATE,
+        "negative_prompt=plan.negative_prompt,",
+        'negative_prompt="",',
+        f"{MEANING}::test_a_negative_prompt_repels",
+    ),
+    Mutant(
+        "seed ignored",
+        GENERATE,
+        "manual_seed(plan.seed)",
+        "manual_seed(0)",
+        "tests/test_generate.py::test_every_setting_reaches_the_latents",
+    ),
+)
+
+
+def noticed(mutant: Mutant, folder: Path) -> bool:
+    """Does the mutant's test fail in a copy that has the mistake?"""
+    copy = folder / mutant.name.replace(" ", "-")
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "models", "outputs", ".*_cache")
+    )
+    file = copy / mutant.file
+    text = file.read_text("utf-8")
+    if text.count(mutant.right) != 1:
+        raise SystemExit(f"{mutant.name}: its place in {mutant.file} is gone or not unique")
+    file.write_text(text.replace(mutant.right, mutant.wrong), "utf-8")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", mutant.tests],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode not in (0, 1):  # 1: tests ran and failed
+        raise SystemExit(f"{mutant.name}: the tests did not run\n{run.stdout[-2000:]}{run.stderr}")
+    return run.returncode == 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    chosen = parser.parse_args().names
+    missed = 0
+    print("| mistake | noticed by |\n|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for mutant in MUTANTS:
+            if chosen and mutant.name not in chosen:
+                continue
+            found = noticed(mutant, Path(folder))
+            missed += not found
+            print(f"| {mutant.name} | {f'`{mutant.tests}`' if found else 'NOTHING'} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
