@@ -87,6 +87,23 @@ def test_a_video_of_one_colour_is_a_failed_generation(tmp_path: Path, level: int
         artifact.check(path, spec(17), Control(), FFMPEG)
 
 
+def test_a_video_that_goes_black_is_a_failed_generation(tmp_path: Path) -> None:
+    frames = np.zeros((17, 48, 64, 3), np.uint8)
+    frames[:6] = ramp(6)
+    path = tmp_path / "0.mp4"
+    encode.write(chunks(frames), path, spec(17), Control(), FFMPEG)
+    with pytest.raises(GenerationFailed, match="11 of 17"):
+        artifact.check(path, spec(17), Control(), FFMPEG)
+
+
+def test_a_fade_from_black_is_a_video(tmp_path: Path) -> None:
+    frames = ramp(17)
+    frames[:4] = 0
+    path = tmp_path / "0.mp4"
+    encode.write(chunks(frames), path, spec(17), Control(), FFMPEG)
+    assert artifact.check(path, spec(17), Control(), FFMPEG).num_frames == 17
+
+
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_images_are_checked_too(tmp_path: Path, form: str) -> None:
     path = tmp_path / "0"

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.media import read
 from wan_worker import encode
 from wan_worker.encode import Spec
-from wan_worker.errors import Canceled, DeadlineExceeded, DiskFull, EncodeFailed
+from wan_worker.errors import Canceled, ConfigInvalid, DeadlineExceeded, DiskFull, EncodeFailed
 from wan_worker.progress import Control
 
 FFMPEG = encode.find_ffmpeg()
@@ -128,6 +128,16 @@ def test_frames_that_are_not_as_planned_are_refused(
     with pytest.raises(EncodeFailed, match=words):
         encode.write(chunks(frames), tmp_path / "0.mp4", spec(5), Control(), FFMPEG)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", [None, "exit 1", "echo ' V..... mpeg4 '"])
+def test_an_ffmpeg_that_will_not_do_is_noticed_at_start(
+    tmp_path: Path, script: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/nonexistent/ffmpeg" if script is None else stub(tmp_path, script)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", path)
+    with pytest.raises(ConfigInvalid, match="ffmpeg"):
+        encode.find_ffmpeg()
 
 
 def test_a_missing_ffmpeg_is_an_encode_failure(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """The whole flow in one process: real pipelines, real ffmpeg, every answer against its schema."""
 
 import base64
+import errno
+import gc
 import hashlib
+import inspect
 import io
 import json
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +22,9 @@ from PIL import Image
 from tests.conftest import QUICK, Answer, error_of
 from tests.media import path_of, read
 from wan_worker import job as jobs
-from wan_worker import plan, storage
+from wan_worker import plan, storage, tiny
 from wan_worker.catalog import MODELS
+from wan_worker.errors import EncodeFailed
 from wan_worker.progress import Control
 
 Serve = Callable[..., Answer]
@@ -358,3 +363,138 @@ def test_an_image_needs_no_prompt(worker: jobs.Worker) -> None:
     request = {k: v for k, v in QUICK.items() if k != "prompt"} | {"image_url": picture()}
     answer = jobs.run({"id": "n", "input": request}, worker, Control())
     assert answer["metadata"]["prompt"] == ""
+
+
+def test_with_fallback_a_missing_image_model_means_plain_generation(
+    worker: jobs.Worker, tmp_path: Path
+) -> None:
+    tiny.write(tmp_path / "models", ["wan2.1-t2v-1.3b"])
+    small = replace(worker, settings=replace(worker.settings, models_dir=tmp_path / "models"))
+    legacy = QUICK | {"config": {"first_frame": picture()}}
+    answer = jobs.run({"id": "s", "input": legacy}, small, Control())
+    assert codes(answer) == ["REFERENCE_UNUSABLE"]
+    strict = jobs.run({"id": "s", "input": QUICK | {"image_url": picture()}}, small, Control())
+    assert error_of(strict)["code"] == "MODEL_UNAVAILABLE"
+
+
+# What a failed job leaves behind: nothing.
+
+
+def test_a_decode_that_fails_midway_is_closed_before_the_next_job(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = sha256_of(serve())
+    sources = []
+
+    def fail_midway(frames: Any, *_: Any) -> None:
+        sources.append(frames)
+        next(frames)
+        raise EncodeFailed("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.encode, "write", fail_midway)
+        assert error_of(serve())["code"] == "ENCODE_FAILED"
+    assert inspect.getgeneratorstate(sources[0]) == inspect.GEN_CLOSED
+    assert sha256_of(serve()) == baseline
+
+
+def test_a_failed_jobs_tensors_are_free_before_the_next(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = []
+
+    def fail_after(pipeline: Any, *_: Any) -> Any:
+        alive.append(weakref.ref(pipeline))
+        raise EncodeFailed("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.generate, "denoise", fail_after)
+        serve()
+    gc.collect()
+    assert alive[0]() is None
+
+
+def test_a_missing_temp_folder_is_an_answer_and_not_a_crash(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    answer = serve()
+    assert error_of(answer)["code"] == "INTERNAL"
+    assert str(tmp_path) not in json.dumps(answer)
+
+
+def test_a_full_temp_folder_is_called_that(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(tempfile, "mkdtemp", break_pipeline(full))
+    assert error_of(serve())["code"] == "DISK_FULL"
+
+
+def test_an_output_folder_that_can_not_be_written_is_a_storage_failure(
+    worker: jobs.Worker, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    broken = replace(worker, settings=replace(worker.settings, output_dir=tmp_path / "file"))
+    answer = jobs.run({"id": "o", "input": QUICK}, broken, Control())
+    assert (error_of(answer)["code"], error_of(answer)["retryable"]) == ("STORAGE_FAILED", False)
+    assert str(tmp_path) not in json.dumps(answer)
+
+
+def test_a_file_its_bucket_refuses_is_kept(worker: jobs.Worker) -> None:
+    unreachable = {
+        "accessId": "id",
+        "accessSecret": "secret",
+        "bucketName": "bucket",
+        "endpointUrl": "http://127.0.0.1:9",
+    }
+    job = {"id": "kept", "input": QUICK, "s3Config": unreachable}
+    error = error_of(jobs.run(job, worker, Control()))
+    assert (error["code"], error["retryable"]) == ("STORAGE_FAILED", True)
+    kept = worker.settings.output_dir / "kept" / "0.mp4"
+    assert read(kept).frames.shape == (5, 48, 64, 3)
+
+
+@pytest.fixture
+def notices(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Bodies of the callbacks that would be sent, in place of sending them."""
+    sent: list[dict[str, Any]] = []
+
+    def record(url: str, body: dict[str, Any], *_: Any, seconds: float) -> None:
+        sent.append(body | {"seconds": seconds})
+
+    monkeypatch.setattr(jobs.callback, "send", record)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"image_url": "file:///etc/passwd"}, "URL_BLOCKED"),
+        ({"size": "1x1"}, "INVALID_REQUEST"),
+        ({"stepz": 1}, "INVALID_REQUEST"),
+    ],
+    ids=["blocked image", "bad size", "unknown field"],
+)
+def test_the_callback_hears_of_every_failure(
+    serve: Serve, notices: list[dict[str, Any]], changes: dict[str, Any], code: str
+) -> None:
+    answer = serve(changes | {"callback_url": "http://127.0.0.1:9/hook"})
+    [notice] = notices
+    assert notice["metadata"]["error_type"] == error_of(answer)["code"] == code
+    assert error_of(answer)["field"] in notice["error_message"]
+
+
+def test_a_callback_that_is_itself_refused_is_not_called(
+    serve: Serve, notices: list[dict[str, Any]]
+) -> None:
+    assert error_of(serve({"callback_url": "ftp://127.0.0.1/x"}))["code"] == "URL_BLOCKED"
+    assert notices == []
+
+
+def test_a_cancelled_jobs_callback_is_short(
+    worker: jobs.Worker, notices: list[dict[str, Any]]
+) -> None:
+    control = Control()
+    control._notify = lambda: control.cancel() if control.stage == "denoise" else None
+    request = QUICK | {"callback_url": "http://127.0.0.1:9/hook"}
+    jobs.run({"id": "c", "input": request}, worker, control)
+    assert [notice["seconds"] for notice in notices] == [jobs.LAST_CALLBACK_SECONDS]

@@ -2,19 +2,22 @@
 
 import json
 import shutil
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.test_generate import make_plan
-from wan_worker import job, pipelines, weights
+from wan_worker import generate, job, pipelines, plan, weights
 from wan_worker.catalog import MODELS, VAE_2_1, Component
 from wan_worker.errors import Canceled, ModelCorrupt
 from wan_worker.hardware import Hardware
+from wan_worker.progress import Control
 
 INLINE_PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAMUlEQVR4nGP8z0A7wMjA"
@@ -58,12 +61,56 @@ def test_what_does_not_fit_beside_the_next_model_is_dropped_oldest_first(
 ) -> None:
     here = weights.installed(worker.settings.models_dir)
     text, image = make_plan(worker), make_plan(worker, image_url=INLINE_PIXEL)
-    needed = sum(here[image.model.id].component_bytes.values())
+    needed = sum(plan.loaded_bytes(here[image.model.id], worker.hardware).values())
     small = replace(worker.hardware, memory_bytes=int(needed / pipelines.CPU_WEIGHT_SHARE) + 10)
     pool = pipelines.Pool(worker.settings.models_dir, small)
     pool.pipeline(text, here[text.model.id], lambda: None)
     pool.pipeline(image, here[image.model.id], lambda: None)
     assert set(pool.loaded) == set(MODELS[image.model.id].component_names)
+
+
+def test_what_is_evicted_is_really_free(worker: job.Worker) -> None:
+    here = weights.installed(worker.settings.models_dir)
+    text, image = make_plan(worker), make_plan(worker, image_url=INLINE_PIXEL)
+    needed = sum(plan.loaded_bytes(here[image.model.id], worker.hardware).values())
+    small = replace(worker.hardware, memory_bytes=int(needed / pipelines.CPU_WEIGHT_SHARE) + 10)
+    pool = pipelines.Pool(worker.settings.models_dir, small)
+    gone = weakref.ref(pool.pipeline(text, here[text.model.id], lambda: None).transformer)
+    pool.pipeline(image, here[image.model.id], lambda: None)
+    assert gone() is None
+
+
+def test_an_offloaded_pipeline_leaves_no_trace_on_what_it_shares(
+    worker: job.Worker,
+) -> None:
+    here = weights.installed(worker.settings.models_dir)
+    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware)
+    text = make_plan(worker)
+    image = make_plan(worker, image_url=INLINE_PIXEL)
+    before = pool.pipeline(text, here[text.model.id], lambda: None)
+    assert not hasattr(before.vae, "_hf_hook")
+    # accelerate's hooks move modules to any device, the CPU included.
+    offloaded = pool.pipeline(
+        replace(image, placement="offload"), here[image.model.id], lambda: None
+    )
+    assert hasattr(offloaded.vae, "_hf_hook")
+    after = pool.pipeline(text, here[text.model.id], lambda: None)
+    for part in (after.vae, after.text_encoder, after.transformer):
+        assert not hasattr(part, "_hf_hook")
+
+
+def test_an_offloaded_job_makes_the_same_picture(worker: job.Worker) -> None:
+    here = weights.installed(worker.settings.models_dir)
+    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware)
+    pictures = []
+    for placement in ("resident", "offload", "resident"):
+        planned = replace(make_plan(worker), placement=placement)
+        pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
+        embeds, negative, _ = generate.encode_prompts(pipeline, planned)
+        latents = generate.denoise(pipeline, planned, embeds, negative, None, Control())
+        pictures.append(torch.cat(list(generate.decode(pipeline.vae, latents))))
+    assert torch.equal(pictures[0], pictures[1])
+    assert torch.equal(pictures[0], pictures[2])
 
 
 def test_a_cancelled_job_stops_loading_between_components(worker: job.Worker) -> None:
