@@ -1,27 +1,30 @@
 # Everything a fresh machine needs is Python 3.11 and make.
 PYTHON ?= python3.11
 BIN := .venv/bin
-PROMPT ?= a red circle moving right on a white background
+PORT ?= 8000
+# Through the environment, not the command line: a prompt may hold quotes.
+export PROMPT ?= a red circle moving right on a white background
 
-.PHONY: demo test serve check bench docs clean
+.PHONY: help demo test serve check bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    one video from a prompt, on this machine, no GPU (PROMPT='...' for your own)"
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types, generated docs"
-	@echo "make serve   RunPod's local test server on http://localhost:8000 (POST /runsync)"
+	@echo "make serve   RunPod's local test server on http://localhost:$(PORT) (POST /runsync)"
 	@echo "make bench   the figures in the README, measured again"
 	@echo "make docs    write the README's generated tables anew"
+	@echo "make clean   remove .venv and outputs (weights stay)"
 
 demo: $(BIN)/.ready models/.tiny
-	$(BIN)/python demo.py "$(PROMPT)"
+	$(BIN)/python demo.py
 
 test: $(BIN)/.ready
 	$(BIN)/python -m pytest
 
 serve: $(BIN)/.ready models/.tiny
-	$(BIN)/python handler.py --rp_serve_api
+	$(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)
 
 check: $(BIN)/.ready
 	$(BIN)/ruff check .
@@ -38,6 +41,7 @@ bench: $(BIN)/.ready models/.tiny
 
 # Torch first and by its exact version: an open range would pull gigabytes of CUDA packages.
 $(BIN)/.ready: requirements.txt requirements-dev.txt
+	@echo "Setting up .venv: a minute or two, about 2 GB"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -o '^torch==[^ ]*' requirements.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
@@ -48,4 +52,4 @@ models/.tiny: $(BIN)/.ready src/wan_worker/tiny.py src/wan_worker/catalog.py
 	@touch $@
 
 clean:
-	rm -rf .venv models outputs
+	rm -rf .venv outputs

@@ -4,6 +4,7 @@ Runs handler.py the way RunPod's SDK does for a local test, and prints where the
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    prompt = " ".join(sys.argv[1:]).strip() or PROMPT
+    prompt = os.environ.get("PROMPT", "").strip() or PROMPT
     request = {
         "mode": "video",
         "prompt": prompt,
@@ -22,8 +23,15 @@ def main() -> int:
         "num_inference_steps": 8,
         "seed": 42,
     }
+    command = [sys.executable, "handler.py", "--test_input"]
     job = json.dumps({"id": "demo", "input": request})
-    run = subprocess.run([sys.executable, "handler.py", "--test_input", job], cwd=HERE, check=False)
+    with subprocess.Popen(
+        [*command, job], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None  # noqa: S101 (asked for above; for the type checker)
+        for line in run.stdout:
+            if "Job result:" not in line:  # two screens of JSON, just above what one looks for
+                print(line, end="", flush=True)
     if run.returncode == 0:
         print(f"\n{prompt}\n  -> {HERE / 'outputs' / 'demo' / '0.mp4'}")
     return run.returncode

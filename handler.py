@@ -1,8 +1,8 @@
 """Entry point for RunPod: `python handler.py`. The work is in src/wan_worker; start at job.py.
 
-Without RunPod's environment the same handler runs on a laptop:
-    python handler.py --test_input '{"input": {"mode": "video", "prompt": "a cat"}}'
-    python handler.py --rp_serve_api        RunPod's local test server on port 8000
+Without RunPod's environment the same handler runs on a laptop (see README.md, For developers):
+    handler.py --test_input '{"input": {"mode": "image", "prompt": "a cat", "size": "128x96"}}'
+    handler.py --rp_serve_api               RunPod's local test server on port 8000
 """
 
 import asyncio
@@ -49,9 +49,10 @@ def make_handler(settings: Settings) -> Any:
         control = Control(settings.job_timeout_seconds, notify=relay.notify)
         relaying = asyncio.create_task(relay.run(control))
         try:
-            # The thread keeps the GPU until it is really out, cancelled or not.
             return await loop.run_in_executor(threads, jobs.run, job, worker, control)
         finally:
+            # RunPod cancelled this coroutine, or the job is over and this changes nothing. The
+            # thread sees it at its next step, and holds the GPU lock until it is really out.
             control.cancel()
             await relay.close(relaying)
 
