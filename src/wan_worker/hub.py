@@ -172,7 +172,8 @@ class Hub:
                     unit_scale=True,
                     disable=None,  # bars for a terminal only
                 ) as bar:
-                    for piece in response.iter_bytes(_PIECE):
+                    # As they come: pieces of a fixed size would lose the last one with the line.
+                    for piece in response.iter_bytes():
                         out.write(piece)
                         bar.update(len(piece))
         if _size(target) < file.size:
