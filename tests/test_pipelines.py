@@ -28,9 +28,9 @@ class CountingLoad:
     def __init__(self) -> None:
         self.loads: Counter[str] = Counter()
 
-    def __call__(self, component: Component, folder: Path, hardware: Hardware) -> Any:
+    def __call__(self, component: Component, folder: Path, hardware: Hardware, device: str) -> Any:
         self.loads[component.name] += 1
-        return pipelines.load_component(component, folder, hardware)
+        return pipelines.load_component(component, folder, hardware, device)
 
 
 def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) -> None:
