@@ -134,10 +134,12 @@ def _bytes_in(folder: Path) -> int:
 def _wanted(component: Component, listed: Mapping[str, RemoteFile]) -> list[RemoteFile]:
     """The files that a component may need: no other precision's, no pickles, no pictures.
 
-    With an index these are more than enough; ``_install`` takes those that the index names.
+    With an index these are more than enough; ``_fill`` takes those that the index names.
     """
     if component.role in PROCESSOR_FILES:
         endings = (".json", ".model", ".txt")
+        if not any(name in listed for name in PROCESSOR_FILES[component.role]):
+            raise ModelUnavailable(f"{component.repository} has no {component.role}/ files")
         return [file for name, file in sorted(listed.items()) if name.endswith(endings)]
     stems = ("model", "diffusion_pytorch_model")
     wanted = [

@@ -11,6 +11,7 @@ Not covered: which model (plan) and whether files are whole (weights).
 """
 
 import importlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -158,16 +159,20 @@ def read_ahead(folders: Iterable[Path]) -> Iterator[None]:
     """Bring weight files into the page cache while the block loads them one by one.
 
     The libraries' loaders patch torch globally while they build a module, so no two may run at
-    once; they also read through page faults, one small piece at a time. Reading the files beside
-    them, several at once and in the order in which they are needed, does what threads safely can.
+    once; they also read through page faults, one small piece at a time. Asking the kernel for the
+    files meanwhile, several at once and in the order in which they are needed, is what can run
+    beside them. (Reading them into a buffer of ours was slower than leaving it: it takes the cores
+    that the loader needs. benchmarks/loading.py)
     """
     stop = threading.Event()
 
     def read(path: Path) -> None:
-        piece = bytearray(_PIECE)
-        with suppress(OSError), path.open("rb", buffering=0) as file:  # the loader reports it
-            while not stop.is_set() and file.readinto(piece):
-                pass
+        # What fails here the loader reports; macOS has no such call.
+        with suppress(OSError, AttributeError), path.open("rb") as file:
+            for start in range(0, path.stat().st_size, _PIECE):
+                if stop.is_set():
+                    return
+                os.posix_fadvise(file.fileno(), start, _PIECE, os.POSIX_FADV_WILLNEED)
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead") as pool:
         for folder in folders:
