@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from wan_worker import errors  # noqa: E402
-from wan_worker.catalog import MODELS  # noqa: E402
+from wan_worker.catalog import MODELS, stored_bytes  # noqa: E402
 
 README = ROOT / "README.md"
 
@@ -90,6 +90,20 @@ def models_table() -> str:
     return "\n".join(lines)
 
 
+def weights_table() -> str:
+    """What each model takes on disk, alone and together."""
+    lines = ["| models | repository | its files | in the store |", "|---|---|---|---|"]
+    for model in MODELS.values():
+        lines.append(
+            f"| `{model.id}` | `{model.repository}` | {model.repository_bytes / 1e9:.1f} GB "
+            f"| {stored_bytes([model.id]) / 1e9:.1f} GB |"
+        )
+    everything = sum(model.repository_bytes for model in MODELS.values())
+    together = stored_bytes(list(MODELS))
+    lines.append(f"| all of them | | {everything / 1e9:.1f} GB | {together / 1e9:.1f} GB |")
+    return "\n".join(lines)
+
+
 MEANINGS = {
     "INVALID_REQUEST": "a field breaks a rule; `field` is its JSON pointer",
     "UNSUPPORTED": "no model here, or not this GPU, can do that",
@@ -134,6 +148,7 @@ TABLES = {
     "presets": presets_table,
     "models": models_table,
     "errors": errors_table,
+    "weights": weights_table,
 }
 
 

@@ -31,14 +31,14 @@ class CountingLoad:
     def __init__(self) -> None:
         self.loads: Counter[str] = Counter()
 
-    def __call__(self, component: Component, models_dir: Path, hardware: Hardware) -> Any:
+    def __call__(self, component: Component, folder: Path, hardware: Hardware, device: str) -> Any:
         self.loads[component.name] += 1
-        return pipelines.load_component(component, models_dir, hardware)
+        return pipelines.load_component(component, folder, hardware, device)
 
 
 def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) -> None:
     load = CountingLoad()
-    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware, load)
+    pool = pipelines.Pool(worker.hardware, load)
     here = weights.installed(worker.settings.models_dir)
     text = make_plan(worker)
     image = make_plan(worker, image_url=INLINE_PIXEL)
@@ -53,7 +53,7 @@ def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) ->
 
 
 def test_nothing_is_loaded_before_the_first_job(worker: job.Worker) -> None:
-    assert pipelines.Pool(worker.settings.models_dir, worker.hardware).loaded == ()
+    assert pipelines.Pool(worker.hardware).loaded == ()
 
 
 def test_what_does_not_fit_beside_the_next_model_is_dropped_oldest_first(
@@ -63,7 +63,7 @@ def test_what_does_not_fit_beside_the_next_model_is_dropped_oldest_first(
     text, image = make_plan(worker), make_plan(worker, image_url=INLINE_PIXEL)
     needed = sum(plan.loaded_bytes(here[image.model.id], worker.hardware).values())
     small = replace(worker.hardware, memory_bytes=int(needed / pipelines.CPU_WEIGHT_SHARE) + 10)
-    pool = pipelines.Pool(worker.settings.models_dir, small)
+    pool = pipelines.Pool(small)
     pool.pipeline(text, here[text.model.id], lambda: None)
     pool.pipeline(image, here[image.model.id], lambda: None)
     assert set(pool.loaded) == set(MODELS[image.model.id].component_names)
@@ -74,7 +74,7 @@ def test_what_is_evicted_is_really_free(worker: job.Worker) -> None:
     text, image = make_plan(worker), make_plan(worker, image_url=INLINE_PIXEL)
     needed = sum(plan.loaded_bytes(here[image.model.id], worker.hardware).values())
     small = replace(worker.hardware, memory_bytes=int(needed / pipelines.CPU_WEIGHT_SHARE) + 10)
-    pool = pipelines.Pool(worker.settings.models_dir, small)
+    pool = pipelines.Pool(small)
     gone = weakref.ref(pool.pipeline(text, here[text.model.id], lambda: None).transformer)
     pool.pipeline(image, here[image.model.id], lambda: None)
     assert gone() is None
@@ -84,7 +84,7 @@ def test_an_offloaded_pipeline_leaves_no_trace_on_what_it_shares(
     worker: job.Worker,
 ) -> None:
     here = weights.installed(worker.settings.models_dir)
-    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware)
+    pool = pipelines.Pool(worker.hardware)
     text = make_plan(worker)
     image = make_plan(worker, image_url=INLINE_PIXEL)
     before = pool.pipeline(text, here[text.model.id], lambda: None)
@@ -101,7 +101,7 @@ def test_an_offloaded_pipeline_leaves_no_trace_on_what_it_shares(
 
 def test_an_offloaded_job_makes_the_same_picture(worker: job.Worker) -> None:
     here = weights.installed(worker.settings.models_dir)
-    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware)
+    pool = pipelines.Pool(worker.hardware)
     pictures = []
     for placement in ("resident", "offload", "resident"):
         planned = replace(make_plan(worker), placement=placement)
@@ -116,7 +116,7 @@ def test_an_offloaded_job_makes_the_same_picture(worker: job.Worker) -> None:
 def test_a_cancelled_job_stops_loading_between_components(worker: job.Worker) -> None:
     planned = make_plan(worker)
     here = weights.installed(worker.settings.models_dir)[planned.model.id]
-    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware)
+    pool = pipelines.Pool(worker.hardware)
 
     def check() -> None:
         if len(pool.loaded) == 2:
@@ -151,7 +151,7 @@ def test_broken_weights_are_named_and_not_filled_with_noise(
 ) -> None:
     store = broken_vae(models_dir, tmp_path, how)
     with pytest.raises(ModelCorrupt) as caught:
-        pipelines.load_component(VAE_2_1, store, worker.hardware)
+        pipelines.load_component(VAE_2_1, store / VAE_2_1.name, worker.hardware)
     assert "wan2.1-vae" in caught.value.message
     assert str(tmp_path) not in caught.value.message
 
@@ -171,3 +171,10 @@ def test_the_tiny_set_has_the_real_classes(worker: job.Worker) -> None:
             assert names["image_encoder"] == "CLIPVisionModel"
         config = json.loads(json.dumps(dict(pipeline.vae.config), default=str))
         assert (config["scale_factor_spatial"], config["scale_factor_temporal"]) == (8, 4)
+
+
+def test_reading_ahead_is_no_more_than_that(models_dir: Path, tmp_path: Path) -> None:
+    with pipelines.read_ahead([models_dir / "umt5-xxl", tmp_path / "absent"]):
+        pass
+    with pytest.raises(Canceled), pipelines.read_ahead([models_dir / "wan2.1-vae"]):
+        raise Canceled("stop")

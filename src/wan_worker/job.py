@@ -90,12 +90,14 @@ def make_worker(settings: Settings) -> Worker:
     if settings.default_model is not None and settings.default_model not in MODELS:
         raise ConfigInvalid(f"DEFAULT_MODEL: must be one of {', '.join(MODELS)}")
     machine = hardware.detect()
+    for line in weights.explain(settings.models_dir, settings.volume_dir):
+        log.info("weights: %s", line)
     return Worker(
         settings=settings,
         contract=request.load_contract(),
         hardware=machine,
         policy=net.Policy(allow_private=settings.allow_private_urls),
-        pool=Pool(settings.models_dir, machine),
+        pool=Pool(machine),
         ffmpeg=encode.find_ffmpeg(),
     )
 
@@ -171,7 +173,7 @@ def _make(
 ) -> Plan:
     """The part that needs the GPU: from a plan to a file. Returns the plan with its notices."""
     control.enter("load")
-    here = weights.installed(worker.settings.models_dir)[planned.model.id]
+    here = _installed(worker)[planned.model.id]
     pipeline = worker.pool.pipeline(planned, here, control.check)
     control.enter("prompt")
     embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
@@ -225,8 +227,12 @@ def _plan(asked: Request, worker: Worker) -> Plan:
 
 
 def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
-    installed = weights.installed(worker.settings.models_dir)
-    return plan.make(asked, worker.hardware, installed, worker.settings.default_model)
+    return plan.make(asked, worker.hardware, _installed(worker), worker.settings.default_model)
+
+
+def _installed(worker: Worker) -> dict[str, plan.Installed]:
+    """Asked for each job: weights may be installed while the worker runs."""
+    return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def _can_fall_back(asked: Request) -> bool:

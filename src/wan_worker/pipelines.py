@@ -5,14 +5,19 @@ pipeline object is put together anew for each job (it costs a millisecond) with 
 so nothing a job sets on it can reach the next one.
 
 Promises: a component is read from disk once while it stays in memory, whichever models use it; the
-weights are opened as safetensors only and nothing is fetched from anywhere.
+weights are opened as safetensors only and nothing is fetched from anywhere; they go straight to the
+device that they run on, in the type that they are stored in.
 Not covered: which model (plan) and whether files are whole (weights).
 """
 
 import gc
 import importlib
+import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +26,21 @@ from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.hardware import Hardware
 from wan_worker.plan import WORKING_BYTES, Installed, Plan, loaded_bytes
 
-Load = Callable[[Component, Path, Hardware], Any]
+Load = Callable[[Component, Path, Hardware, str], Any]
 
 CPU_WEIGHT_SHARE: Final = 0.6
 """Share of the machine's memory that loaded weights may take where there is no GPU."""
 
+READERS: Final = 4
+"""Files read ahead at a time: a network volume answers several readers faster than one."""
 
-def load_component(component: Component, models_dir: Path, hardware: Hardware) -> Any:
-    """Read one component from the store, in the type that this machine runs it in.
+_PIECE = 8 * 1024**2
+
+
+def load_component(
+    component: Component, folder: Path, hardware: Hardware, device: str = "cpu"
+) -> Any:
+    """Read one component from its folder onto a device, in the type that this machine runs it in.
 
     Raises:
         ModelCorrupt: the library can't make sense of the files.
@@ -45,7 +57,6 @@ def load_component(component: Component, models_dir: Path, hardware: Hardware) -
         raise GpuFault(f"torch can't use {hardware.name}: the driver does not fit this image")
     library, class_name = component.class_name.split(":")
     cls = getattr(importlib.import_module(library), class_name)
-    folder = models_dir / component.name
     try:
         if component.role in ("tokenizer", "image_processor"):
             return cls.from_pretrained(folder, local_files_only=True)
@@ -56,6 +67,7 @@ def load_component(component: Component, models_dir: Path, hardware: Hardware) -
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            device_map={"": device},
             **{"torch_dtype" if library == "diffusers" else "dtype": dtype},
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -75,8 +87,7 @@ def load_component(component: Component, models_dir: Path, hardware: Hardware) -
 class Pool:
     """Components in memory, shared by all pipelines; for one thread at a time (the GPU lock)."""
 
-    def __init__(self, models_dir: Path, hardware: Hardware, load: Load = load_component) -> None:
-        self._models_dir = models_dir
+    def __init__(self, hardware: Hardware, load: Load = load_component) -> None:
         self._hardware = hardware
         self._load = load
         self._components: OrderedDict[str, Any] = OrderedDict()
@@ -91,7 +102,7 @@ class Pool:
         """The diffusers pipeline for a plan, its weights in place.
 
         Args:
-            installed: what the plan's model weighs.
+            installed: what the plan's model weighs, and where it is.
             check: called between components; raises to stop.
         """
         import diffusers
@@ -101,10 +112,14 @@ class Pool:
         for part in self._components.values():
             _unhook(part)
         self._evict_for(needs)
+        device = "cuda" if plan.device == "cuda" and plan.placement == "resident" else "cpu"
+        absent = [installed.folders[n] for n in plan.model.component_names if n not in self.loaded]
         parts = {}
-        for component in plan.model.components:
-            check()
-            parts[component.role] = self._component(component, needs[component.name])
+        with read_ahead(absent):
+            for component in plan.model.components:
+                check()
+                folder, size = installed.folders[component.name], needs[component.name]
+                parts[component.role] = self._component(component, folder, size, device)
         pipeline_class = getattr(diffusers, plan.model.pipeline)
         pipeline = pipeline_class(scheduler=scheduler(plan), **parts)
         pipeline.set_progress_bar_config(disable=True)
@@ -114,11 +129,9 @@ class Pool:
             pipeline.to("cuda")
         return pipeline
 
-    def _component(self, component: Component, size: int) -> Any:
+    def _component(self, component: Component, folder: Path, size: int, device: str) -> Any:
         if component.name not in self._components:
-            self._components[component.name] = self._load(
-                component, self._models_dir, self._hardware
-            )
+            self._components[component.name] = self._load(component, folder, self._hardware, device)
             self._bytes[component.name] = size
         self._components.move_to_end(component.name)
         return self._components[component.name]
@@ -139,6 +152,37 @@ class Pool:
             dropped = True
         if dropped:
             _release_memory(self._hardware)
+
+
+@contextmanager
+def read_ahead(folders: Iterable[Path]) -> Iterator[None]:
+    """Bring weight files into the page cache while the block loads them one by one.
+
+    The libraries' loaders patch torch globally while they build a module, so no two may run at
+    once; they also read through page faults, one small piece at a time. Asking the kernel for the
+    files meanwhile, several at once and in the order in which they are needed, is what can run
+    beside them. (Reading them into a buffer of ours was slower than leaving it: it takes the cores
+    that the loader needs. benchmarks/loading.py)
+    """
+    stop = threading.Event()
+
+    def read(path: Path) -> None:
+        # What fails here the loader reports; macOS has no such call.
+        with suppress(OSError, AttributeError), path.open("rb") as file:
+            for start in range(0, path.stat().st_size, _PIECE):
+                if stop.is_set():
+                    return
+                os.posix_fadvise(file.fileno(), start, _PIECE, os.POSIX_FADV_WILLNEED)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead") as pool:
+        for folder in folders:
+            for path in sorted(folder.glob("*.safetensors")):
+                pool.submit(read, path)
+        try:
+            yield
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def scheduler(plan: Plan) -> Any:

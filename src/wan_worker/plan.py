@@ -15,7 +15,8 @@ Not covered: how long a job will take, and memory beyond a fixed allowance for a
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Model, Size
@@ -35,6 +36,8 @@ class Installed:
     """Bytes of weights of each component as stored, by name."""
     tiny: bool
     """The toy set: right in every shape and name, and meaningless as a picture."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Where each component is, by name."""
 
 
 @dataclass(frozen=True)
