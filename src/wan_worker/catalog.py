@@ -5,6 +5,7 @@ repositories and from Wan's code (github.com/Wan-Video/Wan2.1, ``wan/configs``);
 names its source. Not covered: where weights are on disk (weights), which model a job takes (plan).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -85,6 +86,16 @@ class Model:
     @property
     def component_names(self) -> tuple[str, ...]:
         return tuple(component.name for component in self.components)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model whose weights are here."""
+
+    component_bytes: Mapping[str, int]
+    """Bytes in memory of each component, by name."""
+    tiny: bool
+    """The toy set: right in every shape and name, and meaningless as a picture."""
 
 
 _T2V_1_3B = Model(

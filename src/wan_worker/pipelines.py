@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from wan_worker.catalog import Component
+from wan_worker.catalog import Component, Installed
 from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.hardware import Hardware
-from wan_worker.plan import WORKING_BYTES, Installed, Plan
+from wan_worker.plan import WORKING_BYTES, Plan
 
 Load = Callable[[Component, Path, Hardware], Any]
 

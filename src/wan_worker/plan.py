@@ -18,23 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Model, Size
+from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.hardware import Hardware
 from wan_worker.request import Mode, Notice, Request
 
 WORKING_BYTES = 8 * 1024**3
 """GPU memory kept free for activations; an estimate, not yet measured per size."""
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A model whose weights are here."""
-
-    component_bytes: Mapping[str, int]
-    """Bytes in memory of each component, by name."""
-    tiny: bool
-    """The toy set: right in every shape and name, and meaningless as a picture."""
 
 
 @dataclass(frozen=True)

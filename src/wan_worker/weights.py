@@ -21,9 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from wan_worker.catalog import MODELS, Component
+from wan_worker.catalog import MODELS, Component, Installed
 from wan_worker.errors import ModelCorrupt
-from wan_worker.plan import Installed
 
 MANIFEST: Final = "manifest.json"
 TINY: Final = "tiny"
