@@ -31,8 +31,9 @@ RUN python3 -m venv /opt/venv && pip install --no-cache-dir -r requirements.txt
 FROM libraries AS weights
 # What download_weights.py imports and nothing else: other code changes must not come near this.
 COPY download_weights.py ./
-COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/catalog.py \
-     src/wan_worker/weights.py src/wan_worker/tiny.py src/wan_worker/
+COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py \
+     src/wan_worker/catalog.py src/wan_worker/tensors.py src/wan_worker/weights.py \
+     src/wan_worker/tiny.py src/wan_worker/hub.py src/wan_worker/download.py src/wan_worker/
 # Catalog ids, separated by spaces. Empty: no weights in the image (the slim variant).
 ARG MODELS="wan2.1-t2v-1.3b wan2.1-i2v-14b-480p"
 # Not empty: toy weights in place of real ones, for testing the image without a download.

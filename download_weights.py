@@ -1,23 +1,81 @@
-"""Put model weights where the worker looks for them. A page over wan_worker.weights."""
+"""Put model weights where the worker looks for them. A page over wan_worker's tiny and download."""
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from wan_worker import tiny, weights
-from wan_worker.catalog import MODELS, components_of
-from wan_worker.errors import WorkerError
+from wan_worker import download, tiny, weights
+from wan_worker.catalog import MODELS, components_of, stored_bytes
+from wan_worker.errors import ModelUnavailable, WorkerError
+from wan_worker.hub import Hub
+from wan_worker.settings import Secret
+
+EXAMPLES = """
+examples:
+  a laptop needs only                 python download_weights.py --tiny
+  one model for real                  python download_weights.py --models wan2.1-t2v-1.3b
+  onto a RunPod network volume        ... --models ID --dest /runpod-volume/models
+  the same bytes as another store     ... --revision ORG/NAME=COMMIT (from its manifest.json)
+
+Every component (text encoder, VAE, ...) is stored once, in bfloat16, however many models share it.
+A run that was broken off goes on where it stopped. A repository that asks for a token is given the
+one in the environment variable HF_TOKEN; it is read from nowhere else. HF_ENDPOINT names a mirror.
+"""
 
 
 def main() -> int:
+    options = parse(arguments())
+    try:
+        if options.tiny:
+            # A toy model's sizes trip hints that are meant for real ones.
+            warnings.simplefilter("ignore")
+            tiny.write(options.dest, options.models or list(MODELS), report=print)
+        elif options.verify:
+            verify(options.dest, options.models)
+        elif not options.list:
+            token = os.environ.get("HF_TOKEN", "").strip()
+            hub = Hub(Secret(token) if token else None)
+            download.install(
+                options.dest, options.models, hub, dict(options.revision), report=print
+            )
+        here = weights.installed(options.dest)
+    except WorkerError as error:
+        print(f"{error.code}: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    for model_id in options.models or MODELS:
+        state = (
+            "missing" if model_id not in here else "tiny" if here[model_id].tiny else "installed"
+        )
+        print(f"{model_id}: {state}  ({stored_bytes([model_id]) / 1e9:.1f} GB)")
+    return 0
+
+
+def verify(models_dir: Path, model_ids: list[str] | None) -> None:
+    """Read every byte of these models, or of every component that is there."""
+    chosen = components_of(model_ids or list(MODELS))
+    if model_ids is None:
+        chosen = tuple(c for c in chosen if (models_dir / c.name).is_dir())
+    if not chosen:
+        raise ModelUnavailable("Nothing is installed here")
+    for component in chosen:
+        weights.verify(models_dir, component)
+        print(f"{component.name}: whole")
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Fill the worker's weight store.",
-        epilog="A laptop needs only: python download_weights.py --tiny",
+        description="Fill the worker's weight store, or look what is in it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    action = parser.add_mutually_exclusive_group(required=True)
+    action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--tiny",
         action="store_true",
@@ -29,33 +87,38 @@ def main() -> int:
         "--models",
         nargs="+",
         choices=list(MODELS),
-        default=list(MODELS),
         metavar="ID",
-        help="which models (default: all): " + ", ".join(MODELS),
+        help="which models to download (or write, list, verify): " + ", ".join(MODELS),
     )
     parser.add_argument(
-        "--dest", type=Path, default=Path("models"), help="the store (default: models)"
+        "--dest",
+        type=Path,
+        default=Path("models"),
+        help="the store, the worker's MODELS_DIR (default: models)",
     )
+    parser.add_argument(
+        "--revision",
+        type=revision,
+        action="append",
+        default=[],
+        metavar="[REPOSITORY=]REVISION",
+        help="branch, tag or commit, of one repository or of all; may be repeated (default: main)",
+    )
+    return parser
+
+
+def revision(text: str) -> tuple[str, str]:
+    """``ORG/NAME=REVISION``, or a revision of every repository (``*``)."""
+    repository, equals, name = text.rpartition("=")
+    return (repository, name) if equals else ("*", text)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; downloading everything must be asked for by name."""
     options = parser.parse_args()
-    try:
-        if options.tiny:
-            # A toy model's sizes trip hints that are meant for real ones.
-            warnings.simplefilter("ignore")
-            tiny.write(options.dest, options.models, report=print)
-        elif options.verify:
-            for component in components_of(options.models):
-                weights.verify(options.dest, component)
-                print(f"{component.name}: whole")
-        here = weights.installed(options.dest)
-    except WorkerError as error:
-        print(f"{error.code}: {error.message}", file=sys.stderr)
-        return 1
-    for model_id in options.models:
-        state = (
-            "missing" if model_id not in here else "tiny" if here[model_id].tiny else "installed"
-        )
-        print(f"{model_id}: {state}")
-    return 0
+    if options.models is None and not (options.tiny or options.list or options.verify):
+        parser.error("name the --models to download, or one of --tiny, --list, --verify")
+    return options
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ class CountingLoad:
     def __init__(self) -> None:
         self.loads: Counter[str] = Counter()
 
-    def __call__(self, component: Component, models_dir: Path, hardware: Hardware) -> Any:
+    def __call__(self, component: Component, folder: Path, hardware: Hardware) -> Any:
         self.loads[component.name] += 1
-        return pipelines.load_component(component, models_dir, hardware)
+        return pipelines.load_component(component, folder, hardware)
 
 
 def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) -> None:
     load = CountingLoad()
-    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware, load)
+    pool = pipelines.Pool(worker.hardware, load)
     here = weights.installed(worker.settings.models_dir)
     text = make_plan(worker)
     image = make_plan(worker, image_url=INLINE_PIXEL)
@@ -50,7 +50,7 @@ def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) ->
 
 
 def test_nothing_is_loaded_before_the_first_job(worker: job.Worker) -> None:
-    assert pipelines.Pool(worker.settings.models_dir, worker.hardware).loaded == ()
+    assert pipelines.Pool(worker.hardware).loaded == ()
 
 
 def test_what_does_not_fit_beside_the_next_model_is_dropped_oldest_first(
@@ -60,7 +60,7 @@ def test_what_does_not_fit_beside_the_next_model_is_dropped_oldest_first(
     text, image = make_plan(worker), make_plan(worker, image_url=INLINE_PIXEL)
     needed = sum(here[image.model.id].component_bytes.values())
     small = replace(worker.hardware, memory_bytes=int(needed / pipelines.CPU_WEIGHT_SHARE) + 10)
-    pool = pipelines.Pool(worker.settings.models_dir, small)
+    pool = pipelines.Pool(small)
     pool.pipeline(text, here[text.model.id], lambda: None)
     pool.pipeline(image, here[image.model.id], lambda: None)
     assert set(pool.loaded) == set(MODELS[image.model.id].component_names)
@@ -69,7 +69,7 @@ def test_what_does_not_fit_beside_the_next_model_is_dropped_oldest_first(
 def test_a_cancelled_job_stops_loading_between_components(worker: job.Worker) -> None:
     planned = make_plan(worker)
     here = weights.installed(worker.settings.models_dir)[planned.model.id]
-    pool = pipelines.Pool(worker.settings.models_dir, worker.hardware)
+    pool = pipelines.Pool(worker.hardware)
 
     def check() -> None:
         if len(pool.loaded) == 2:
@@ -104,7 +104,7 @@ def test_broken_weights_are_named_and_not_filled_with_noise(
 ) -> None:
     store = broken_vae(models_dir, tmp_path, how)
     with pytest.raises(ModelCorrupt) as caught:
-        pipelines.load_component(VAE_2_1, store, worker.hardware)
+        pipelines.load_component(VAE_2_1, store / VAE_2_1.name, worker.hardware)
     assert "wan2.1-vae" in caught.value.message
     assert str(tmp_path) not in caught.value.message
 

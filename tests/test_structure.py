@@ -23,7 +23,8 @@ PACKAGE = ROOT / "src" / "wan_worker"
 ORDER = [
     *("errors", "settings", "catalog", "request", "hardware", "plan", "progress"),
     *("addresses", "net", "images"),
-    *("weights", "tiny", "pipelines", "generate", "encode", "artifact", "storage", "callback", "job"),
+    *("tensors", "weights", "tiny", "hub", "download", "pipelines"),
+    *("generate", "encode", "artifact", "storage", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

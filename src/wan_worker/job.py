@@ -85,12 +85,14 @@ def make_worker(settings: Settings) -> Worker:
     if settings.default_model is not None and settings.default_model not in MODELS:
         raise ConfigInvalid(f"DEFAULT_MODEL: must be one of {', '.join(MODELS)}")
     machine = hardware.detect()
+    for line in weights.explain(settings.models_dir, settings.volume_dir):
+        log.info("weights: %s", line)
     return Worker(
         settings=settings,
         contract=request.load_contract(),
         hardware=machine,
         policy=net.Policy(allow_private=settings.allow_private_urls),
-        pool=Pool(settings.models_dir, machine),
+        pool=Pool(machine),
         ffmpeg=encode.ffmpeg_path(),
     )
 
@@ -140,7 +142,7 @@ def _serve(
     settings = worker.settings
     asked = known.asked = request.parse(job, worker.contract)
     destination = _destination(asked, worker)
-    installed = weights.installed(settings.models_dir)
+    installed = weights.installed(settings.models_dir, settings.volume_dir)
     planned = plan.make(asked, worker.hardware, installed, settings.default_model)
     known.planned = planned
     control.enter("fetch")
@@ -226,9 +228,10 @@ def _with_image(
                 f"{problem.code}: {problem.message}",
             )
         )
-        installed = weights.installed(worker.settings.models_dir)
+        settings = worker.settings
+        installed = weights.installed(settings.models_dir, settings.volume_dir)
         try:
-            return plan.make(plain, worker.hardware, installed, worker.settings.default_model), None
+            return plan.make(plain, worker.hardware, installed, settings.default_model), None
         except WorkerError:
             raise problem from None  # the image is what to mend
     planned = plan.fit_to_image(planned, decoded.image.size)

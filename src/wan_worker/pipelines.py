@@ -26,8 +26,8 @@ CPU_WEIGHT_SHARE: Final = 0.6
 """Share of the machine's memory that loaded weights may take where there is no GPU."""
 
 
-def load_component(component: Component, models_dir: Path, hardware: Hardware) -> Any:
-    """Read one component from the store, in the type that this machine runs it in.
+def load_component(component: Component, folder: Path, hardware: Hardware) -> Any:
+    """Read one component from its folder, in the type that this machine runs it in.
 
     Raises:
         ModelCorrupt: the library can't make sense of the files.
@@ -44,7 +44,6 @@ def load_component(component: Component, models_dir: Path, hardware: Hardware) -
         raise GpuFault(f"torch can't use {hardware.name}: the driver does not fit this image")
     library, class_name = component.class_name.split(":")
     cls = getattr(importlib.import_module(library), class_name)
-    folder = models_dir / component.name
     try:
         if component.role in ("tokenizer", "image_processor"):
             return cls.from_pretrained(folder, local_files_only=True)
@@ -72,8 +71,7 @@ def load_component(component: Component, models_dir: Path, hardware: Hardware) -
 class Pool:
     """Components in memory, shared by all pipelines; for one thread at a time (the GPU lock)."""
 
-    def __init__(self, models_dir: Path, hardware: Hardware, load: Load = load_component) -> None:
-        self._models_dir = models_dir
+    def __init__(self, hardware: Hardware, load: Load = load_component) -> None:
         self._hardware = hardware
         self._load = load
         self._components: OrderedDict[str, Any] = OrderedDict()
@@ -88,7 +86,7 @@ class Pool:
         """The diffusers pipeline for a plan, its weights in place.
 
         Args:
-            installed: what the plan's model weighs.
+            installed: what the plan's model weighs, and where it is.
             check: called between components; raises to stop.
         """
         import diffusers
@@ -116,7 +114,7 @@ class Pool:
     def _component(self, component: Component, installed: Installed) -> Any:
         if component.name not in self._components:
             self._components[component.name] = self._load(
-                component, self._models_dir, self._hardware
+                component, installed.folders[component.name], self._hardware
             )
             self._bytes[component.name] = installed.component_bytes[component.name]
         self._components.move_to_end(component.name)

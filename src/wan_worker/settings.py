@@ -55,6 +55,8 @@ class Settings:
     """The operator's choices, checked. Sizes are bytes, times are seconds."""
 
     models_dir: Path = Path("models")
+    volume_dir: Path = Path("/runpod-volume")
+    """RunPod's network volume, looked at for weights where it is mounted."""
     default_model: str | None = None
     bucket: Bucket | None = None
     url_expiry_seconds: int = DAY_SECONDS

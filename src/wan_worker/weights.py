@@ -1,53 +1,115 @@
 """Where are the weights, and are they whole?
 
-The store is a folder (MODELS_DIR) with one folder per component. Models share components, so the
-text encoder and the VAE are there once, however many models are installed::
+Looked for in this order, each component by itself, so that a store need not hold everything:
+
+1. ``MODELS_DIR``: what is baked into the image, or a laptop's own folder;
+2. ``models/`` on the network volume, filled by download_weights.py;
+3. RunPod's cached models, ``huggingface-cache/hub`` on the volume, read in place: whole diffusers
+   repositories, any of which may lend what models share.
+
+A store (1 and 2) has one folder per component. Models share components, so the text encoder and
+the VAE are there once, however many models are installed::
 
     models/
       umt5-xxl/                     config.json  model.safetensors  manifest.json
       wan2.1-vae/                   ...
       wan2.1-t2v-1.3b.transformer/  ...
 
-A component is written into ``<name>.partial``, its ``manifest.json`` (size and sha256 of every
-file) last of all, and then renamed: a folder without a manifest does not exist for the worker.
+A component is written into ``<name>.partial``, its ``manifest.json`` (where it came from, size and
+sha256 of every file) last of all, and then renamed: a folder without a manifest does not exist for
+the worker. A cached model has no manifest: there the headers say whether each file is all there.
 Only safetensors are ever written or read.
-Not covered: what puts them there (tiny).
+Not covered: what puts them there (tiny, download).
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wan_worker.catalog import MODELS, Component, Installed
+from wan_worker import tensors
+from wan_worker.catalog import MODELS, Component, Installed, components_of, repositories_of
 from wan_worker.errors import ModelCorrupt
 
 MANIFEST: Final = "manifest.json"
 TINY: Final = "tiny"
+"""Stands where a repository's name would in the manifest of toy weights."""
+
+VOLUME_STORE: Final = "models"
+VOLUME_CACHE: Final = "huggingface-cache/hub"
+"""Where RunPod puts the models that an endpoint names as cached."""
+
+PROCESSOR_FILES: Final = {
+    "tokenizer": ("tokenizer.json", "spiece.model"),
+    "image_processor": ("preprocessor_config.json", "processor_config.json"),
+}
+"""What a component without weights can't do without: one of these."""
+
 _CHUNK = 1024**2
 
 
-def installed(models_dir: Path) -> dict[str, Installed]:
+@dataclass(frozen=True)
+class Found:
+    """A whole component, where it is."""
+
+    folder: Path
+    weight_bytes: int
+    """Bytes of its weights in memory, in the type that a GPU runs them in."""
+    tiny: bool
+    where: str
+    """Which of the places it is in, for the log."""
+
+
+def installed(models_dir: Path, volume: Path | None = None) -> dict[str, Installed]:
     """The models whose every component is here with files of the stated sizes.
 
     Looks at names and sizes only, so that it can be asked before every job; ``verify`` reads bytes.
     """
-    manifests: dict[str, Mapping[str, Any] | None] = {}
-    found = {}
+    parts = {c: locate(c, models_dir, volume) for c in components_of(list(MODELS))}
+    models = {}
     for model in MODELS.values():
-        for name in model.component_names:
-            if name not in manifests:
-                manifests[name] = read_manifest(models_dir / name)
-        parts = {name: manifests[name] for name in model.component_names}
-        whole = {name: m for name, m in parts.items() if m is not None}
-        if len(whole) == len(parts):
-            found[model.id] = Installed(
-                component_bytes={n: _weight_bytes(m) for n, m in whole.items()},
-                tiny=any(m.get("source") == TINY for m in whole.values()),
+        here = {c.name: found for c in model.components if (found := parts[c]) is not None}
+        if len(here) == len(model.components):
+            models[model.id] = Installed(
+                component_bytes={name: found.weight_bytes for name, found in here.items()},
+                tiny=any(found.tiny for found in here.values()),
+                folders={name: found.folder for name, found in here.items()},
             )
-    return found
+    return models
+
+
+def locate(component: Component, models_dir: Path, volume: Path | None = None) -> Found | None:
+    """The first place that holds the whole component, or None."""
+    stores = [(models_dir, "MODELS_DIR")]
+    if volume is not None:
+        stores.append((volume / VOLUME_STORE, "the network volume"))
+    for store, where in stores:
+        folder = store / component.name
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            tiny = manifest["repository"] == TINY
+            return Found(folder, _weight_bytes(manifest), tiny, where)
+    if volume is None:
+        return None
+    for repository in repositories_of(component):
+        for snapshot in _snapshots(volume / VOLUME_CACHE, repository):
+            weight_bytes = _cached_bytes(snapshot / component.role, component)
+            if weight_bytes is not None:
+                where = f"the cached model {repository} at {snapshot.name[:12]}"
+                return Found(snapshot / component.role, weight_bytes, False, where)
+    return None
+
+
+def explain(models_dir: Path, volume: Path | None = None) -> Iterator[str]:
+    """A line for the log about each component: where it is, or that it is missing."""
+    for component in components_of(list(MODELS)):
+        found = locate(component, models_dir, volume)
+        yield f"{component.name}: " + (
+            "not installed" if found is None else f"in {found.where}" + " (tiny)" * found.tiny
+        )
 
 
 def verify(models_dir: Path, component: Component) -> None:
@@ -67,14 +129,27 @@ def verify(models_dir: Path, component: Component) -> None:
             )
 
 
-def seal(partial: Path, target: Path, component: Component, source: str) -> None:
-    """Write the manifest, then let the component appear under its name at once."""
+def seal(
+    partial: Path, target: Path, component: Component, repository: str, revision: str | None = None
+) -> None:
+    """Write the manifest, then let the component appear under its name at once.
+
+    Args:
+        repository: the Hub repository that it was made from, or ``TINY``.
+        revision: the commit there.
+    """
     files = {
-        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(partial)): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(partial.rglob("*"))
         if path.is_file()
     }
-    manifest = {"component": component.name, "source": source, "files": files}
+    manifest = {
+        "component": component.name,
+        "repository": repository,
+        "revision": revision,
+        "dtype": _dtype(partial),
+        "files": files,
+    }
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
@@ -84,8 +159,8 @@ def read_manifest(folder: Path) -> Mapping[str, Any] | None:
     """The manifest of a complete component, or None."""
     try:
         manifest: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
-        complete = all(
-            (folder / name).stat().st_size == facts["bytes"]
+        complete = "repository" in manifest and all(
+            (folder / name).stat().st_size == facts["size"]
             for name, facts in manifest["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -93,12 +168,73 @@ def read_manifest(folder: Path) -> Mapping[str, Any] | None:
     return manifest if complete else None
 
 
+def weight_files(folder: Path) -> tuple[str, ...]:
+    """Names of a component's weight files: those of its index, or the one file without an index.
+
+    Raises:
+        ValueError: the index is not one.
+    """
+    for stem in ("model", "diffusion_pytorch_model"):
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            try:
+                names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{index.name} has no weight_map") from error
+            if not all(name == Path(name).name and name.endswith(".safetensors") for name in names):
+                raise ValueError(f"{index.name} names files that are no safetensors beside it")
+            return tuple(sorted(names))
+        if (folder / f"{stem}.safetensors").is_file():
+            return (f"{stem}.safetensors",)
+    return ()
+
+
+def _snapshots(cache: Path, repository: str) -> list[Path]:
+    """Snapshots of a repository in a Hugging Face cache, the one that ``main`` names first."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    try:
+        main = (folder / "refs" / "main").read_text("utf-8").strip()
+    except (OSError, ValueError):
+        main = ""
+    try:
+        found = sorted(folder.joinpath("snapshots").iterdir())
+    except OSError:
+        return []
+    return sorted(found, key=lambda snapshot: snapshot.name != main)
+
+
+def _cached_bytes(folder: Path, component: Component) -> int | None:
+    """Bytes in memory of a component that has no manifest, or None where it is not whole."""
+    required = PROCESSOR_FILES.get(component.role)
+    if required is not None:
+        return 0 if any((folder / name).is_file() for name in required) else None
+    total = 0
+    try:
+        names = weight_files(folder)
+        for name in names:
+            header = tensors.read_header(folder / name)
+            narrow = frozenset() if component.keep_fp32 else tensors.to_halve(header, frozenset())
+            total += sum(t.nbytes // (2 if n in narrow else 1) for n, t in header.tensors.items())
+    except (OSError, ValueError):
+        return None
+    return total if names and (folder / "config.json").is_file() else None
+
+
 def _weight_bytes(manifest: Mapping[str, Any]) -> int:
     return sum(
-        int(facts["bytes"])
+        int(facts["size"])
         for name, facts in manifest["files"].items()
         if name.endswith(".safetensors")
     )
+
+
+def _dtype(folder: Path) -> str | None:
+    """The type of most of a component's weights, or None where it has none."""
+    sizes: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        for tensor in tensors.read_header(path).tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
 
 
 def _sha256(path: Path) -> str:

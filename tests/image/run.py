@@ -37,7 +37,7 @@ from tests.integration.platform import Platform
 from tests.integration.worker import Child, answers_http, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = {"buildah": "buildah", "debootstrap": "debootstrap", "docker-registry": "docker-registry"}
+TOOLS = ("buildah", "debootstrap", "docker-registry")
 MODELS = "wan2.1-t2v-1.3b wan2.1-i2v-14b-480p"
 JOB = {
     "mode": "video",
@@ -79,7 +79,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
-        print(f"SKIPPED: {', '.join(missing)} not installed (Debian and Ubuntu: apt-get install)")
+        print(f"SKIPPED: {', '.join(missing)} not installed (apt-get install them)")
         return 0
     if os.geteuid() != 0:
         print("SKIPPED: debootstrap and chroot isolation need root")
@@ -179,7 +179,8 @@ def _pip_settings() -> Iterator[tuple[list[str], list[str]]]:
         with merged.open("w") as file:
             config.write(file)
         mounts += ["--volume", f"{merged}:/etc/pip.conf:ro"]
-        yield mounts, [value for key, value in found.items() if "index" in key]
+        sources = [v for k, v in found.items() if "index" in k or k == "find-links"]
+        yield mounts, " ".join(sources).split()
 
 
 def _build(
@@ -258,8 +259,8 @@ def _check_no_traces(store: Store, container: str, traces: Sequence[str]) -> Non
     for trace in traces:
         if trace in described:
             raise SystemExit("the image's description holds a secret of the build")
-        # Small files only: a token or a pip.conf would be in one.
-        search = ["grep", "-rlsF", "--", trace, "app", "etc", "root", "run", "tmp", "models"]
+        folders = ("app", "etc", "models", "opt", "root", "run", "tmp", "var")
+        search = ["grep", "-rlsF", "--", trace, *folders]
         found = subprocess.run(search, cwd=root, capture_output=True, text=True, check=False)
         if found.stdout:
             raise SystemExit(f"files in the image hold a secret of the build:\n{found.stdout}")
