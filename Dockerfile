@@ -1,7 +1,7 @@
 # The worker's image: python, libraries, weights, code. Weights hardly ever change, libraries a few
 # times a year, code daily; the final stage copies them in that order, so each change moves only what
-# comes after it. A COPY between stages is cached by content: a new library version downloads the
-# weights again where the build cache is cold, but leaves their layers as they were.
+# comes after it. BuildKit caches a COPY between stages by content: a new library version, or a
+# change to the download tool, downloads the weights again, and leaves their layers as they were.
 #
 #   docker buildx bake t2v          the variants are in docker-bake.hcl
 #   docker build --build-arg MODELS="wan2.1-t2v-1.3b" --secret id=HF_TOKEN,env=HF_TOKEN .
