@@ -43,6 +43,7 @@ docs: $(BIN)/.ready
 bench: $(BIN)/.ready models/.tiny
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/loading.py
 
 # Torch first and by its exact version: an open range would pull gigabytes of CUDA packages.
 $(BIN)/.ready: requirements.txt requirements-dev.txt

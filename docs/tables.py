@@ -91,6 +91,20 @@ def models_table() -> str:
     return "\n".join(lines)
 
 
+def weights_table() -> str:
+    """What each model takes on disk, alone and together."""
+    lines = ["| models | repository | its files | in the store |", "|---|---|---|---|"]
+    for model in MODELS.values():
+        lines.append(
+            f"| `{model.id}` | `{model.repository}` | {model.repository_bytes / 1e9:.1f} GB "
+            f"| {stored_bytes([model.id]) / 1e9:.1f} GB |"
+        )
+    everything = sum(model.repository_bytes for model in MODELS.values())
+    together = stored_bytes(list(MODELS))
+    lines.append(f"| all of them | | {everything / 1e9:.1f} GB | {together / 1e9:.1f} GB |")
+    return "\n".join(lines)
+
+
 MEANINGS = {
     "INVALID_REQUEST": "a field breaks a rule; `field` is its JSON pointer",
     "UNSUPPORTED": "no model here, or not this GPU, can do that",
@@ -185,6 +199,7 @@ TABLES = {
     "presets": presets_table,
     "models": models_table,
     "errors": errors_table,
+    "weights": weights_table,
     "images": images_table,
 }
 

@@ -28,9 +28,9 @@ class CountingLoad:
     def __init__(self) -> None:
         self.loads: Counter[str] = Counter()
 
-    def __call__(self, component: Component, folder: Path, hardware: Hardware) -> Any:
+    def __call__(self, component: Component, folder: Path, hardware: Hardware, device: str) -> Any:
         self.loads[component.name] += 1
-        return pipelines.load_component(component, folder, hardware)
+        return pipelines.load_component(component, folder, hardware, device)
 
 
 def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) -> None:
@@ -124,3 +124,10 @@ def test_the_tiny_set_has_the_real_classes(worker: job.Worker) -> None:
             assert names["image_encoder"] == "CLIPVisionModel"
         config = json.loads(json.dumps(dict(pipeline.vae.config), default=str))
         assert (config["scale_factor_spatial"], config["scale_factor_temporal"]) == (8, 4)
+
+
+def test_reading_ahead_is_no_more_than_that(models_dir: Path, tmp_path: Path) -> None:
+    with pipelines.read_ahead([models_dir / "umt5-xxl", tmp_path / "absent"]):
+        pass
+    with pytest.raises(Canceled), pipelines.read_ahead([models_dir / "wan2.1-vae"]):
+        raise Canceled("stop")

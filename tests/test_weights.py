@@ -101,6 +101,62 @@ def test_an_interrupted_write_is_swept_by_the_next(tmp_path: Path) -> None:
     assert "half.safetensors" not in manifest["files"]
 
 
+def test_a_manifest_says_where_each_file_is_from_and_what_it_is(models_dir: Path) -> None:
+    manifest = json.loads((models_dir / "wan2.1-vae" / "manifest.json").read_text())
+    assert manifest["component"] == "wan2.1-vae"
+    assert manifest["repository"] == weights.TINY
+    assert manifest["revision"] is None
+    assert manifest["dtype"] == "F32"
+    for name, facts in manifest["files"].items():
+        data = (models_dir / "wan2.1-vae" / name).read_bytes()
+        assert facts == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_component_is_taken_from_the_volume_where_the_image_lacks_it(tmp_path: Path) -> None:
+    baked, volume = tmp_path / "baked", tmp_path / "volume"
+    tiny.write(volume / weights.VOLUME_STORE, ["wan2.1-t2v-1.3b"])
+    assert weights.installed(baked) == {}
+    (baked / "wan2.1-vae").mkdir(parents=True)  # no manifest: as good as absent
+    found = weights.installed(baked, volume)["wan2.1-t2v-1.3b"]
+    assert found.folders["wan2.1-vae"] == volume / "models" / "wan2.1-vae"
+    lines = list(weights.explain(baked, volume))
+    assert "wan2.1-vae: in the network volume (tiny)" in lines
+    assert "clip-vit-h: not installed" in lines
+
+
+def test_an_index_may_only_name_safetensors_beside_it(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    for bad in ("../x.safetensors", "/etc/x.safetensors", "x.bin", "a/x.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"w": bad}}))
+        with pytest.raises(ValueError, match="no safetensors beside it"):
+            weights.weight_files(tmp_path)
+    for bad in ("[]", "{}", '{"weight_map": 3}', "{"):
+        index.write_text(bad)
+        with pytest.raises(ValueError):
+            weights.weight_files(tmp_path)
+
+
+def test_the_command_line_teaches(tmp_path: Path) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "download_weights.py", *options],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    shown = run("--help").stdout
+    assert "HF_TOKEN" in shown
+    assert "--models wan2.1-t2v-1.3b" in shown
+    nothing = run("--dest", str(tmp_path))
+    assert nothing.returncode == 2
+    assert "--tiny" in nothing.stderr
+    unknown = run("--models", "wan9")
+    assert unknown.returncode == 2
+    assert "wan2.1-i2v-14b-480p" in unknown.stderr
+
+
 def test_the_command_line_writes_lists_and_verifies(tmp_path: Path) -> None:
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -14,7 +14,9 @@ import errno
 import importlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +29,9 @@ from wan_worker.weights import PROCESSOR_FILES, TINY, read_manifest, seal, weigh
 
 MARGIN_BYTES: Final = 256 * 1024**2
 """Disk left free beyond what the weights take."""
+
+STREAMS: Final = 4
+"""Files that come at a time: one connection does not fill a data centre's line."""
 
 STATE: Final = "source.json"
 
@@ -110,7 +115,8 @@ def _check_space(models_dir: Path, sources: list[Source]) -> None:
         arriving = sum(file.size for file in files)
         needed += arriving * component.stored_bytes // component.hub_bytes
         needed -= _bytes_in(models_dir / f"{component.name}.partial")
-        largest = max(largest, *(file.size for file in files))
+        # Files lie there as they came until they are rounded.
+        largest = max(largest, sum(sorted(file.size for file in files)[-STREAMS:]))
     free = shutil.disk_usage(models_dir).free
     needed += largest + MARGIN_BYTES if sources else 0
     if needed > free:
@@ -128,10 +134,12 @@ def _bytes_in(folder: Path) -> int:
 def _wanted(component: Component, listed: Mapping[str, RemoteFile]) -> list[RemoteFile]:
     """The files that a component may need: no other precision's, no pickles, no pictures.
 
-    With an index these are more than enough; ``_install`` takes those that the index names.
+    With an index these are more than enough; ``_fill`` takes those that the index names.
     """
     if component.role in PROCESSOR_FILES:
         endings = (".json", ".model", ".txt")
+        if not any(name in listed for name in PROCESSOR_FILES[component.role]):
+            raise ModelUnavailable(f"{component.repository} has no {component.role}/ files")
         return [file for name, file in sorted(listed.items()) if name.endswith(endings)]
     stems = ("model", "diffusion_pytorch_model")
     wanted = [
@@ -211,14 +219,25 @@ def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
         shutil.copyfile(arriving / file.name, partial / file.name)
     if component.role in PROCESSOR_FILES:
         return
+    stop = threading.Event()
+
+    def bring(file: RemoteFile) -> None:
+        if not (partial / file.name).exists():
+            hub.get(source.repository, file, arriving / file.name, stop)
+            _place(arriving / file.name, partial / file.name, component)
+
     try:
         listed = {file.name: file for file in wanted if file not in small}
         indexed = weight_files(partial)
-        keep = None if component.keep_fp32 else _kept_in_fp32(component)
-        for file in [listed[name] for name in indexed] if indexed else listed.values():
-            if not (partial / file.name).exists():
-                hub.get(source.repository, file, arriving / file.name)
-                _place(arriving / file.name, partial / file.name, keep)
+        chosen = [listed[name] for name in indexed] if indexed else list(listed.values())
+        with ThreadPoolExecutor(STREAMS, thread_name_prefix="download") as pool:
+            try:
+                for done in as_completed([pool.submit(bring, file) for file in chosen]):
+                    done.result()
+            except BaseException:  # Ctrl-C too: nobody waits for the rest of 10 GB
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         _mend_index(partial)
     except (ValueError, KeyError) as error:
         raise ModelCorrupt(f"{component.name}: {source.repository.name} holds no whole safetensors "
@@ -237,10 +256,12 @@ def _kept_in_fp32(component: Component) -> frozenset[str]:
     return frozenset(getattr(cls, attribute, None) or ())
 
 
-def _place(arrived: Path, final: Path, keep: frozenset[str] | None) -> None:
+def _place(arrived: Path, final: Path, component: Component) -> None:
     """Move a file of weights on, as it is or rounded; under its final name once it is whole."""
     header = tensors.read_header(arrived)
-    if keep is not None and tensors.to_halve(header, keep):
+    wide = not component.keep_fp32 and any(t.dtype == "F32" for t in header.tensors.values())
+    keep = _kept_in_fp32(component) if wide else frozenset()
+    if wide and tensors.to_halve(header, keep):
         unfinished = arrived.with_suffix(".bf16")
         tensors.to_bfloat16(arrived, unfinished, keep)
         unfinished.replace(final)

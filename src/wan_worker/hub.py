@@ -12,7 +12,7 @@ holds outside safetensors and JSON.
 """
 
 import hashlib
-import time
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ MAX_WAIT_SECONDS: Final = 300.0
 
 TIMEOUT_SECONDS: Final = 30.0
 _PIECE = 1024**2
+
+
+class Stopped(Exception):
+    """Another thread has ended this download."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,11 @@ class Hub:
         self,
         token: Secret | None = None,
         endpoint: str | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        wait: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self._token = token
         self._endpoint = endpoint
-        self._sleep = sleep
+        self._wait = wait
         self._known: dict[tuple[str, str | None], Repository] = {}
 
     def repository(self, name: str, revision: str | None = None) -> Repository:
@@ -97,21 +101,34 @@ class Hub:
             ModelUnavailable: the Hub does not show it, or can't be reached.
         """
         if (name, revision) not in self._known:
-            self._known[name, revision] = self._patiently(name, lambda: self._list(name, revision))
+            self._known[name, revision] = self._patiently(
+                name, threading.Event(), lambda: self._list(name, revision)
+            )
         return self._known[name, revision]
 
-    def get(self, repository: Repository, file: RemoteFile, target: Path) -> None:
+    def get(
+        self,
+        repository: Repository,
+        file: RemoteFile,
+        target: Path,
+        stop: threading.Event | None = None,
+    ) -> None:
         """Bring a file to ``target``, from where an earlier try stopped.
+
+        Args:
+            stop: set by another thread to end this at once; what has arrived stays.
 
         Raises:
             ModelUnavailable: the Hub refuses it, or can't be reached.
             ModelCorrupt: what arrives, twice over, is not what the Hub states.
             OSError: the disk's own.
         """
+        stop = stop or threading.Event()
         for _ in range(2):
             self._patiently(
                 repository.name,
-                lambda: self._stream(repository, file, target),
+                stop,
+                lambda: self._stream(repository, file, target, stop),
                 progress=lambda: _size(target),
             )
             if file.is_whole(target):
@@ -140,7 +157,9 @@ class Hub:
         ]
         return Repository(name, info.sha, tuple(files))
 
-    def _stream(self, repository: Repository, file: RemoteFile, target: Path) -> None:
+    def _stream(
+        self, repository: Repository, file: RemoteFile, target: Path, stop: threading.Event
+    ) -> None:
         """Append what is missing of a file."""
         import httpx2
         from huggingface_hub import hf_hub_url
@@ -174,13 +193,19 @@ class Hub:
                 ) as bar:
                     # As they come: pieces of a fixed size would lose the last one with the line.
                     for piece in response.iter_bytes():
+                        if stop.is_set():
+                            raise Stopped
                         out.write(piece)
                         bar.update(len(piece))
         if _size(target) < file.size:
             raise httpx2.RemoteProtocolError("the body ended early")
 
     def _patiently(
-        self, name: str, call: Callable[[], T], progress: Callable[[], int] = lambda: 0
+        self,
+        name: str,
+        stop: threading.Event,
+        call: Callable[[], T],
+        progress: Callable[[], int] = lambda: 0,
     ) -> T:
         """Try until it works, it can't work, or nothing moves any more."""
         import httpx2
@@ -194,10 +219,12 @@ class Hub:
                     raise
                 failures = failures + 1 if progress() == before else 1
                 before = progress()
-                wait = _wait(error, failures)
-                if wait is None or failures >= TRIES:
-                    raise _explained(name, error, wait) from error
-                self._sleep(wait)
+                pause = _pause(error, failures)
+                if pause is None or failures >= TRIES:
+                    raise _explained(name, error) from error
+                self._wait(stop, pause)
+                if stop.is_set():
+                    raise Stopped from error
 
     def _plain_token(self) -> str | bool:
         # False, not None: None would let the library look for a token on its own.
@@ -230,7 +257,7 @@ def _status(error: Exception) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def _wait(error: Exception, failures: int) -> float | None:
+def _pause(error: Exception, failures: int) -> float | None:
     """Seconds until the next try, or None where there is no sense in one."""
     import httpx2
 
@@ -239,12 +266,13 @@ def _wait(error: Exception, failures: int) -> float | None:
         return float(failures) if isinstance(error, httpx2.TransportError) else None
     if status not in (408, 429) and status < 500:
         return None
-    stated = getattr(error, "response", None).headers.get("Retry-After", "")  # type: ignore[union-attr]
-    wait = float(stated) if stated.isdecimal() else 2.0**failures
-    return wait if wait <= MAX_WAIT_SECONDS else None
+    response: Any = getattr(error, "response", None)
+    stated = response.headers.get("Retry-After", "")
+    pause = float(stated) if stated.isdecimal() else 2.0**failures
+    return pause if pause <= MAX_WAIT_SECONDS else None
 
 
-def _explained(name: str, error: Exception, wait: float | None) -> ModelUnavailable:
+def _explained(name: str, error: Exception) -> ModelUnavailable:
     """A failure in words that say what to do; the library's own may hold addresses and headers."""
     status = _status(error)
     if status in (401, 403) or type(error).__name__ == "GatedRepoError":

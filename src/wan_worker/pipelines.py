@@ -5,13 +5,18 @@ pipeline object is put together anew for each job (it costs a millisecond) with 
 so nothing a job sets on it can reach the next one.
 
 Promises: a component is read from disk once while it stays in memory, whichever models use it; the
-weights are opened as safetensors only and nothing is fetched from anywhere.
+weights are opened as safetensors only and nothing is fetched from anywhere; they go straight to the
+device that they run on, in the type that they are stored in.
 Not covered: which model (plan) and whether files are whole (weights).
 """
 
 import importlib
+import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +25,21 @@ from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.hardware import Hardware
 from wan_worker.plan import WORKING_BYTES, Plan
 
-Load = Callable[[Component, Path, Hardware], Any]
+Load = Callable[[Component, Path, Hardware, str], Any]
 
 CPU_WEIGHT_SHARE: Final = 0.6
 """Share of the machine's memory that loaded weights may take where there is no GPU."""
 
+READERS: Final = 4
+"""Files read ahead at a time: a network volume answers several readers faster than one."""
 
-def load_component(component: Component, folder: Path, hardware: Hardware) -> Any:
-    """Read one component from its folder, in the type that this machine runs it in.
+_PIECE = 8 * 1024**2
+
+
+def load_component(
+    component: Component, folder: Path, hardware: Hardware, device: str = "cpu"
+) -> Any:
+    """Read one component from its folder onto a device, in the type that this machine runs it in.
 
     Raises:
         ModelCorrupt: the library can't make sense of the files.
@@ -54,6 +66,7 @@ def load_component(component: Component, folder: Path, hardware: Hardware) -> An
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            device_map={"": device},
             **{"torch_dtype" if library == "diffusers" else "dtype": dtype},
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -92,10 +105,13 @@ class Pool:
         import diffusers
 
         self._evict_for(installed)
+        device = "cuda" if plan.device == "cuda" and plan.placement == "resident" else "cpu"
+        absent = [installed.folders[n] for n in plan.model.component_names if n not in self.loaded]
         parts = {}
-        for component in plan.model.components:
-            check()
-            parts[component.role] = self._component(component, installed)
+        with read_ahead(absent):
+            for component in plan.model.components:
+                check()
+                parts[component.role] = self._component(component, installed, device)
         pipeline_class = getattr(diffusers, plan.model.pipeline)
         pipeline = pipeline_class(scheduler=scheduler(plan), **parts)
         pipeline.set_progress_bar_config(disable=True)
@@ -111,10 +127,10 @@ class Pool:
         self._bytes.clear()
         _release_gpu_memory(self._hardware)
 
-    def _component(self, component: Component, installed: Installed) -> Any:
+    def _component(self, component: Component, installed: Installed, device: str) -> Any:
         if component.name not in self._components:
             self._components[component.name] = self._load(
-                component, installed.folders[component.name], self._hardware
+                component, installed.folders[component.name], self._hardware, device
             )
             self._bytes[component.name] = installed.component_bytes[component.name]
         self._components.move_to_end(component.name)
@@ -136,6 +152,37 @@ class Pool:
             dropped = True
         if dropped:
             _release_gpu_memory(self._hardware)
+
+
+@contextmanager
+def read_ahead(folders: Iterable[Path]) -> Iterator[None]:
+    """Bring weight files into the page cache while the block loads them one by one.
+
+    The libraries' loaders patch torch globally while they build a module, so no two may run at
+    once; they also read through page faults, one small piece at a time. Asking the kernel for the
+    files meanwhile, several at once and in the order in which they are needed, is what can run
+    beside them. (Reading them into a buffer of ours was slower than leaving it: it takes the cores
+    that the loader needs. benchmarks/loading.py)
+    """
+    stop = threading.Event()
+
+    def read(path: Path) -> None:
+        # What fails here the loader reports; macOS has no such call.
+        with suppress(OSError, AttributeError), path.open("rb") as file:
+            for start in range(0, path.stat().st_size, _PIECE):
+                if stop.is_set():
+                    return
+                os.posix_fadvise(file.fileno(), start, _PIECE, os.POSIX_FADV_WILLNEED)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead") as pool:
+        for folder in folders:
+            for path in sorted(folder.glob("*.safetensors")):
+                pool.submit(read, path)
+        try:
+            yield
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def scheduler(plan: Plan) -> Any:

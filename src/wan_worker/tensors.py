@@ -8,6 +8,7 @@ Not covered: any other file format; other types than float32 are copied as they 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_header(path: Path) -> Header:
             raise ValueError("not a safetensors file, or cut short")
         raw = json.loads(file.read(length))
     try:
-        metadata = raw.pop("__metadata__", {})
+        metadata = dict(raw.pop("__metadata__", {}))
         found = {name: _tensor(entry, 8 + length) for name, entry in raw.items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError("its header is not that of a safetensors file") from error
@@ -82,9 +83,9 @@ def read_header(path: Path) -> Header:
 def _tensor(entry: Mapping[str, Any], data_start: int) -> Tensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    count = 1
-    for side in shape:
-        count *= side
+    if not all(type(number) is int for number in (start, end, *shape)):
+        raise TypeError("numbers of a header are whole")
+    count = math.prod(shape)
     if end - start != count * _SIZES[entry["dtype"]]:
         raise ValueError("a tensor's bytes do not fit its shape")
     return Tensor(entry["dtype"], shape, data_start + start, data_start + end)
