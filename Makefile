@@ -5,15 +5,16 @@ PORT ?= 8000
 # Through the environment, not the command line: a prompt may hold quotes.
 export PROMPT ?= a red circle moving right on a white background
 
-.PHONY: help demo test serve check bench docs clean
+.PHONY: help demo test serve check bench docs image-test clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    one video from a prompt, on this machine, no GPU (PROMPT='...' for your own)"
 	@echo "make test    the whole test suite"
-	@echo "make check   lint, types, generated docs"
+	@echo "make check   lint, types, generated docs, Dockerfile, workflows"
 	@echo "make serve   RunPod's local test server on http://localhost:$(PORT) (POST /runsync)"
 	@echo "make bench   the figures in the README, measured again"
+	@echo "make image-test  build the image, push, pull and run it (root, buildah, debootstrap)"
 	@echo "make docs    write the README's generated tables anew"
 	@echo "make clean   remove .venv and outputs (weights stay)"
 
@@ -31,6 +32,13 @@ check: $(BIN)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+# Needs the standard library only, so no .venv that root would own.
+image-test:
+	$(PYTHON) -B -m tests.image.run
 
 docs: $(BIN)/.ready
 	$(BIN)/python docs/tables.py

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from wan_worker import errors  # noqa: E402
-from wan_worker.catalog import MODELS, stored_bytes  # noqa: E402
+from wan_worker.catalog import MODELS, components_of, stored_bytes  # noqa: E402
+from wan_worker.plan import WORKING_BYTES  # noqa: E402
 
 README = ROOT / "README.md"
 
@@ -143,12 +144,63 @@ def leaves(kind: type[errors.WorkerError]) -> Iterator[type[errors.WorkerError]]
         yield from leaves(child)
 
 
+POOLS = {
+    "AMPERE_16": 16,
+    "AMPERE_24": 24,
+    "ADA_24": 24,
+    "AMPERE_48": 48,
+    "ADA_48_PRO": 48,
+    "AMPERE_80": 80,
+    "ADA_80_PRO": 80,
+    "HOPPER_141": 141,
+}
+"""RunPod's GPU pools and their memory in GB as it is sold: GiB, to the planner."""
+
+
+def images_table() -> str:
+    """The variants of docker-bake.hcl: what each holds, and where each of its models can run.
+
+    GPU memory is the planner's own rule (plan): everything resident, or the largest component at a
+    time, beside working memory.
+    """
+    bake = (ROOT / "docker-bake.hcl").read_text("utf-8")
+    lines = [
+        "| variant | models | weights in the image | GPU memory | GPU pools |",
+        "|---|---|---|---|---|",
+    ]
+    for name, listed in re.findall(r'target "([a-z]\S*)" \{.*?MODELS = "([^"]*)"', bake, re.DOTALL):
+        models = listed.split()
+        if not models:
+            lines.append(
+                f"| `{name}` | none: from a network volume | – | as its models | as above |"
+            )
+            continue
+        most = max(stored_bytes([model]) for model in models) + WORKING_BYTES
+        least = max(map(_largest, models)) + WORKING_BYTES
+        whole = [pool for pool, gib in POOLS.items() if gib * 1024**3 >= most]
+        turns = [pool for pool, gib in POOLS.items() if most > gib * 1024**3 >= least]
+        memory, pools = f"{most / 1e9:.0f} GB", " ".join(f"`{pool}`" for pool in whole)
+        if turns:
+            memory += f"; slower from {least / 1e9:.0f} GB"
+            pools += "; slower: " + " ".join(f"`{pool}`" for pool in turns)
+        lines.append(
+            f"| `{name}` | {', '.join(f'`{model}`' for model in models)} "
+            f"| {stored_bytes(models) / 1e9:.1f} GB | {memory} | {pools} |"
+        )
+    return "\n".join(lines)
+
+
+def _largest(model_id: str) -> int:
+    return max(component.stored_bytes for component in components_of([model_id]))
+
+
 TABLES = {
     "fields": fields_table,
     "presets": presets_table,
     "models": models_table,
     "errors": errors_table,
     "weights": weights_table,
+    "images": images_table,
 }
 
 

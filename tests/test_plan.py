@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wan_worker import plan, request
-from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT
+from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported, WorkerError
 from wan_worker.hardware import Hardware
-from wan_worker.plan import WORKING_BYTES, Installed, Plan, fit_to_image
+from wan_worker.plan import WORKING_BYTES, Plan, fit_to_image
 
 CONTRACT = request.load_contract()
 T2V, I2V = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"

@@ -14,9 +14,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from wan_worker import plan, request
-from wan_worker.catalog import MODELS
+from wan_worker.catalog import MODELS, Installed
 from wan_worker.hardware import Hardware
-from wan_worker.plan import Installed, Plan
+from wan_worker.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "wan_worker"
@@ -144,9 +144,9 @@ print([n for n in ("torch", "diffusers", "transformers", "boto3") if n in sys.mo
 def test_planning_a_job_imports_no_model_library() -> None:
     code = """
 import sys
-from wan_worker import hardware, plan, request
+from wan_worker import catalog, hardware, plan, request
 asked = request.parse({"input": {"mode": "video", "prompt": "x"}}, request.load_contract())
-here = {"wan2.1-t2v-1.3b": plan.Installed({"a": 1}, True)}
+here = {"wan2.1-t2v-1.3b": catalog.Installed({"a": 1}, True)}
 plan.make(asked, hardware.detect(), here)
 print([n for n in ("torch", "diffusers", "transformers", "boto3") if n in sys.modules])
 """

@@ -5,7 +5,9 @@ repositories and from Wan's code (github.com/Wan-Video/Wan2.1, ``wan/configs``);
 names its source. Not covered: where weights are on disk (weights), which model a job takes (plan).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -143,6 +145,18 @@ class Model:
     @property
     def component_names(self) -> tuple[str, ...]:
         return tuple(component.name for component in self.components)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model whose weights are here."""
+
+    component_bytes: Mapping[str, int]
+    """Bytes in memory of each component, by name."""
+    tiny: bool
+    """The toy set: right in every shape and name, and meaningless as a picture."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Where each component is, by name."""
 
 
 _T2V_1_3B = Model(

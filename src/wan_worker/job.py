@@ -31,7 +31,7 @@ from wan_worker import (
     storage,
     weights,
 )
-from wan_worker.catalog import MODELS
+from wan_worker.catalog import MODELS, Installed
 from wan_worker.errors import (
     Canceled,
     ConfigInvalid,
@@ -230,7 +230,7 @@ def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
     return plan.make(asked, worker.hardware, _installed(worker), worker.settings.default_model)
 
 
-def _installed(worker: Worker) -> dict[str, plan.Installed]:
+def _installed(worker: Worker) -> dict[str, Installed]:
     """Asked for each job: weights may be installed while the worker runs."""
     return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
 

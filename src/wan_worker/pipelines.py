@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from wan_worker.catalog import Component
+from wan_worker.catalog import Component, Installed
 from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.hardware import Hardware
-from wan_worker.plan import WORKING_BYTES, Installed, Plan, loaded_bytes
+from wan_worker.plan import WORKING_BYTES, Plan, loaded_bytes
 
 Load = Callable[[Component, Path, Hardware, str], Any]
 

@@ -15,29 +15,16 @@ Not covered: how long a job will take, and memory beyond a fixed allowance for a
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Model, Size
+from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.hardware import Hardware
 from wan_worker.request import Mode, Notice, Request
 
 WORKING_BYTES = 8 * 1024**3
 """GPU memory kept free for activations; an estimate, not yet measured per size."""
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A model whose weights are here."""
-
-    component_bytes: Mapping[str, int]
-    """Bytes of weights of each component as stored, by name."""
-    tiny: bool
-    """The toy set: right in every shape and name, and meaningless as a picture."""
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    """Where each component is, by name."""
 
 
 @dataclass(frozen=True)

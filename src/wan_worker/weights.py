@@ -31,9 +31,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from wan_worker import tensors
-from wan_worker.catalog import MODELS, Component, components_of, repositories_of
+from wan_worker.catalog import MODELS, Component, Installed, components_of, repositories_of
 from wan_worker.errors import ModelCorrupt
-from wan_worker.plan import Installed
 
 MANIFEST: Final = "manifest.json"
 TINY: Final = "tiny"
