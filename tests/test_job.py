@@ -300,6 +300,18 @@ def test_a_model_that_is_not_installed_is_named_with_its_command(
     assert "download_weights.py --models wan2.1-t2v-1.3b" in error["message"]
 
 
+def test_weights_that_were_cut_short_are_corrupt_and_named(
+    worker: jobs.Worker, tmp_path: Path
+) -> None:
+    tiny.write(tmp_path / "models", ["wan2.1-t2v-1.3b"])
+    file = tmp_path / "models" / "wan2.1-vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    broken = replace(worker, settings=replace(worker.settings, models_dir=tmp_path / "models"))
+    error = error_of(jobs.run({"id": "m", "input": QUICK}, broken, Control()))
+    assert error["code"] == "MODEL_CORRUPT"
+    assert "wan2.1-vae" in error["message"]
+
+
 def test_a_result_that_is_not_json_is_caught(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_response", lambda *_, **__: {"bad": float("nan")})
     monkeypatch.setattr(storage, "put_manifest", lambda *_: None)

@@ -40,6 +40,7 @@ from wan_worker.errors import (
     FetchFailed,
     GpuFault,
     ImageRejected,
+    ModelCorrupt,
     ModelUnavailable,
     OutOfMemory,
     StorageFailed,
@@ -227,7 +228,17 @@ def _plan(asked: Request, worker: Worker) -> Plan:
 
 
 def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
-    return plan.make(asked, worker.hardware, _installed(worker), worker.settings.default_model)
+    settings = worker.settings
+    try:
+        return plan.make(asked, worker.hardware, _installed(worker), settings.default_model)
+    except ModelUnavailable:
+        broken = weights.damaged(settings.models_dir)
+        if broken:
+            raise ModelCorrupt(
+                f"{', '.join(broken)}: files are missing or cut short; install the model again with "
+                "download_weights.py"
+            ) from None
+        raise
 
 
 def _installed(worker: Worker) -> dict[str, Installed]:

@@ -112,6 +112,15 @@ def explain(models_dir: Path, volume: Path | None = None) -> Iterator[str]:
         )
 
 
+def damaged(models_dir: Path) -> tuple[str, ...]:
+    """Components that were complete once and are not now: a manifest whose files differ in size."""
+    return tuple(
+        c.name
+        for c in components_of(list(MODELS))
+        if (models_dir / c.name / MANIFEST).exists() and read_manifest(models_dir / c.name) is None
+    )
+
+
 def verify(models_dir: Path, component: Component) -> None:
     """Read every byte of a component against its manifest.
 
