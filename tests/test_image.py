@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.test_structure import own_imports
-from wan_worker import request, settings
+from wan_worker import contract, request, settings
 from wan_worker.catalog import MODELS, components_of
 from wan_worker.errors import ConfigInvalid
 
@@ -137,4 +137,4 @@ def test_there_is_a_preset_for_every_variant() -> None:
 
 @pytest.mark.parametrize("test", HUB_TESTS["tests"], ids=lambda test: test["name"])
 def test_the_hubs_tests_are_requests_that_the_worker_takes(test: dict[str, Any]) -> None:
-    request.parse({"input": test["input"]}, request.load_contract())
+    request.parse({"input": test["input"]}, contract.load())

@@ -313,7 +313,7 @@ def test_weights_that_were_cut_short_are_corrupt_and_named(
 
 
 def test_a_result_that_is_not_json_is_caught(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_response", lambda *_, **__: {"bad": float("nan")})
+    monkeypatch.setattr(jobs.response, "completed", lambda *_, **__: {"bad": float("nan")})
     monkeypatch.setattr(storage, "put_manifest", lambda *_: None)
     assert error_of(serve())["code"] == "INTERNAL"
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wan_worker import plan, request
+from wan_worker import contract, plan, request
 from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported, WorkerError
 from wan_worker.hardware import Hardware
 from wan_worker.plan import WORKING_BYTES, Plan, fit_to_image
 
-CONTRACT = request.load_contract()
+CONTRACT = contract.load()
 T2V, I2V = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"
 URL = "https://example.com/cat.png"
 CPU = Hardware("cpu", "CPU, 4 cores", 256 * 1024**3, None, "no NVIDIA driver")
@@ -603,7 +603,7 @@ def test_the_tiny_set_is_flagged_and_its_sizes_are_not_complained_about() -> Non
 
 
 def test_the_public_part_has_exactly_the_promised_keys_and_no_prompt() -> None:
-    schema = json.loads((request.SCHEMAS_DIR / "response.schema.json").read_text("utf-8"))
+    schema = json.loads((contract.SCHEMAS_DIR / "response.schema.json").read_text("utf-8"))
     promised = schema["properties"]["metadata"]["properties"]["plan"]
     public = make(prompt="secret words").public()
     assert set(public) == set(promised["properties"]) == set(promised["required"])

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wan_worker import request
+from wan_worker import contract, request
+from wan_worker.contract import SCHEMAS_DIR
 from wan_worker.errors import ConfigInvalid, InvalidRequest
-from wan_worker.request import SCHEMAS_DIR, Notice, Request, load_contract
+from wan_worker.request import Notice, Request
 
-CONTRACT = load_contract()
+CONTRACT = contract.load()
 SCHEMA = json.loads((SCHEMAS_DIR / "request.schema.json").read_text("utf-8"))
 CANARY = "canary-5e1d"
 URL = "https://example.com/cat.png"
@@ -119,7 +120,7 @@ def test_a_field_name_with_slash_and_tilde_is_escaped_in_the_pointer() -> None:
 
 def test_several_problems_are_listed_and_the_rest_counted() -> None:
     error = refused_video(**{f"zzqq{i}": 1 for i in range(8)})
-    assert error.message.count("Unknown field") == request.MAX_PROBLEMS
+    assert error.message.count("Unknown field") == contract.MAX_PROBLEMS
     assert error.message.endswith("; and 3 more")
 
 
@@ -742,7 +743,7 @@ def write_contract(folder: Path, schema: str | None = None, presets: str | None 
 
 
 def test_the_shipped_schema_files_load_from_any_folder(tmp_path: Path) -> None:
-    assert load_contract(write_contract(tmp_path)).presets == CONTRACT.presets
+    assert contract.load(write_contract(tmp_path)).presets == CONTRACT.presets
 
 
 @pytest.mark.parametrize(
@@ -764,7 +765,7 @@ def test_a_broken_schema_file_is_a_configuration_error_at_start(
     tmp_path: Path, schema: str
 ) -> None:
     with pytest.raises(ConfigInvalid) as refusal:
-        load_contract(write_contract(tmp_path, schema=schema))
+        contract.load(write_contract(tmp_path, schema=schema))
     assert str(tmp_path) not in refusal.value.message
 
 
@@ -785,7 +786,7 @@ def test_a_broken_preset_file_is_a_configuration_error_at_start(
     tmp_path: Path, presets: str
 ) -> None:
     with pytest.raises(ConfigInvalid):
-        load_contract(write_contract(tmp_path, presets=presets))
+        contract.load(write_contract(tmp_path, presets=presets))
 
 
 @pytest.mark.parametrize("name", ["request.schema.json", "presets.json"])
@@ -794,7 +795,7 @@ def test_a_missing_schema_file_is_a_configuration_error_that_hides_the_path(
 ) -> None:
     (write_contract(tmp_path) / name).unlink()
     with pytest.raises(ConfigInvalid) as refusal:
-        load_contract(tmp_path)
+        contract.load(tmp_path)
     assert str(tmp_path) not in refusal.value.message
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from jsonschema import Draft202012Validator
 
-from wan_worker import plan, request
+from wan_worker import contract, plan, request
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.hardware import Hardware
 from wan_worker.plan import Plan
@@ -21,15 +21,25 @@ from wan_worker.plan import Plan
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "wan_worker"
 ORDER = [
-    *("errors", "settings", "catalog", "request", "hardware", "plan", "progress"),
+    *(
+        "errors",
+        "faults",
+        "settings",
+        "catalog",
+        "contract",
+        "request",
+        "hardware",
+        "plan",
+        "progress",
+    ),
     *("addresses", "net", "images"),
     *("tensors", "weights", "tiny", "hub", "download", "pipelines"),
-    *("generate", "encode", "artifact", "storage", "callback", "job"),
+    *("generate", "encode", "artifact", "storage", "response", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
-REQUEST_SCHEMA = json.loads((request.SCHEMAS_DIR / "request.schema.json").read_text("utf-8"))
-PRESETS = json.loads((request.SCHEMAS_DIR / "presets.json").read_text("utf-8"))
+REQUEST_SCHEMA = json.loads((contract.SCHEMAS_DIR / "request.schema.json").read_text("utf-8"))
+PRESETS = json.loads((contract.SCHEMAS_DIR / "presets.json").read_text("utf-8"))
 
 
 # --- Imports go one way ---
@@ -144,8 +154,8 @@ print([n for n in ("torch", "diffusers", "transformers", "boto3") if n in sys.mo
 def test_planning_a_job_imports_no_model_library() -> None:
     code = """
 import sys
-from wan_worker import catalog, hardware, plan, request
-asked = request.parse({"input": {"mode": "video", "prompt": "x"}}, request.load_contract())
+from wan_worker import catalog, contract, hardware, plan, request
+asked = request.parse({"input": {"mode": "video", "prompt": "x"}}, contract.load())
 here = {"wan2.1-t2v-1.3b": catalog.Installed({"a": 1}, True)}
 plan.make(asked, hardware.detect(), here)
 print([n for n in ("torch", "diffusers", "transformers", "boto3") if n in sys.modules])
@@ -273,7 +283,7 @@ SCHEDULERS = {
 
 def planned(solver: str, flow_shift: float) -> Plan:
     given = {"mode": "video", "prompt": "x", "solver": solver, "flow_shift": flow_shift}
-    asked = request.parse({"input": given}, request.load_contract())
+    asked = request.parse({"input": given}, contract.load())
     here = dict.fromkeys(MODELS, Installed({"a": 1}, True))
     return plan.make(asked, Hardware("cpu", "CPU", 1024**3, None, "for a test"), here)
 
@@ -333,7 +343,7 @@ def preset_sets() -> dict[str, dict[str, Any]]:
 def test_a_presets_values_are_fields_that_the_schema_would_accept(name: str) -> None:
     values = preset_sets()[name]
     assert set(values) <= set(REQUEST_SCHEMA["properties"])
-    assert not set(values) & set(request.load_contract().aliases)
+    assert not set(values) & set(contract.load().aliases)
     assert [e.message for e in Draft202012Validator(REQUEST_SCHEMA).iter_errors(values)] == []
 
 
@@ -341,10 +351,10 @@ def test_a_presets_values_are_fields_that_the_schema_would_accept(name: str) -> 
 def test_a_preset_asked_for_field_by_field_is_a_valid_request(name: str) -> None:
     job_type, _, profile = name.partition(".")
     values = preset_sets()[name] | {"prompt": "x", "seed": 1}
-    contract = request.load_contract()
-    by_hand = request.parse({"input": {"mode": PRESETS[job_type]["mode"]} | values}, contract)
+    rules = contract.load()
+    by_hand = request.parse({"input": {"mode": PRESETS[job_type]["mode"]} | values}, rules)
     chosen = {"job_type": job_type, "prompt": "x", "seed": 1}
-    by_name = request.parse({"input": chosen | ({"profile": profile} if profile else {})}, contract)
+    by_name = request.parse({"input": chosen | ({"profile": profile} if profile else {})}, rules)
     differing = {n for n in vars(by_hand) if getattr(by_hand, n) != getattr(by_name, n)}
     assert differing == {"job_type", "size_is_explicit", "where"}
 
@@ -395,6 +405,6 @@ def test_every_alias_points_to_its_field_twice_the_same() -> None:
 
 @pytest.mark.parametrize("name", ["request.schema.json", "response.schema.json"])
 def test_a_schema_file_is_valid_draft_2020_12(name: str) -> None:
-    schema = json.loads((request.SCHEMAS_DIR / name).read_text("utf-8"))
+    schema = json.loads((contract.SCHEMAS_DIR / name).read_text("utf-8"))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     Draft202012Validator.check_schema(schema)

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wan_worker.errors import ConfigInvalid, DiskFull, EncodeFailed, WorkerError, is_disk_full
+from wan_worker.errors import ConfigInvalid, DiskFull, EncodeFailed, WorkerError
+from wan_worker.faults import is_disk_full
 from wan_worker.progress import Control
 
 if TYPE_CHECKING:

@@ -28,7 +28,6 @@ A message is public: it names the field and the rule and what to do next, and ne
 the worker, a credential, a signed URL or the value of a field that may be secret.
 """
 
-import errno
 import json
 from typing import ClassVar
 
@@ -158,15 +157,6 @@ class UnexpectedError(InternalError):
 class Canceled(WorkerError):
     code = "CANCELED"
     category = "canceled"
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the operating system refused to write: no space, over quota, read-only."""
-    return isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-    )
 
 
 def public_json(error: WorkerError, stage: str) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from wan_worker import (
     artifact,
     callback,
+    contract,
     encode,
     generate,
     hardware,
@@ -28,33 +29,31 @@ from wan_worker import (
     net,
     plan,
     request,
+    response,
     storage,
     weights,
 )
 from wan_worker.catalog import MODELS, Installed
+from wan_worker.contract import Contract
 from wan_worker.errors import (
     Canceled,
     ConfigInvalid,
     DeadlineExceeded,
-    DiskFull,
     FetchFailed,
-    GpuFault,
     ImageRejected,
     ModelCorrupt,
     ModelUnavailable,
-    OutOfMemory,
     StorageFailed,
-    UnexpectedError,
     UrlBlocked,
     WorkerError,
-    is_disk_full,
     public_json,
 )
+from wan_worker.faults import classify
 from wan_worker.hardware import Hardware
-from wan_worker.pipelines import Pool, is_gpu_fault, is_out_of_memory
+from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
-from wan_worker.request import Contract, Notice, Request
+from wan_worker.request import Notice, Request
 from wan_worker.settings import Settings
 from wan_worker.storage import StoredAsset
 
@@ -95,7 +94,7 @@ def make_worker(settings: Settings) -> Worker:
         log.info("weights: %s", line)
     return Worker(
         settings=settings,
-        contract=request.load_contract(),
+        contract=contract.load(),
         hardware=machine,
         policy=net.Policy(allow_private=settings.allow_private_urls),
         pool=Pool(machine),
@@ -127,7 +126,7 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
     except WorkerError as problem:
         error = problem
     except (Exception, SystemExit) as problem:  # noqa: BLE001 (an answer, whatever happened)
-        error = _classify(problem)
+        error = classify(problem)
     if error is not None:
         # Its traceback holds every local of the job: latents, frames, a pipeline.
         error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -161,7 +160,7 @@ def _serve(
     control.enter("upload")
     stored = _deliver(made, asked, planned, destination, seconds, worker, control)
     control.close_stage()
-    return _response(asked, planned, [stored], seconds, control, public=True)
+    return response.completed(asked, planned, [stored], seconds, control, public=True)
 
 
 def _make(
@@ -201,7 +200,7 @@ def _deliver(
     job_id = asked.job_id
     try:
         stored = storage.put(made, 0, planned.seed, job_id, destination, control)
-        manifest = _response(asked, planned, [stored], seconds, control, public=False)
+        manifest = response.completed(asked, planned, [stored], seconds, control, public=False)
         storage.put_manifest(manifest, job_id, destination)
     except StorageFailed:
         try:
@@ -235,8 +234,8 @@ def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
         broken = weights.damaged(settings.models_dir)
         if broken:
             raise ModelCorrupt(
-                f"{', '.join(broken)}: files are missing or cut short; install the model again with "
-                "download_weights.py"
+                f"{', '.join(broken)}: files are missing or cut short; install the model again "
+                "with download_weights.py"
             ) from None
         raise
 
@@ -343,67 +342,6 @@ def _spec(planned: Plan) -> encode.Spec:
         height=planned.size[1],
         num_frames=planned.num_frames,
         fps=planned.fps if planned.mode == "video" else None,
-    )
-
-
-def _response(
-    asked: Request,
-    planned: Plan,
-    assets: list[StoredAsset],
-    seconds: float,
-    control: Control,
-    *,
-    public: bool,
-) -> dict[str, Any]:
-    """The answer, or (not ``public``) the manifest: the same without URLs, which expire."""
-    wide, high = planned.generated_size
-    spent = control.timings
-    timings = {
-        # Before the GPU was ours: waiting, planning and fetching.
-        "queue": sum(spent.get(stage, 0.0) for stage in ("queue", "plan", "fetch")),
-        "load": spent.get("load", 0.0),
-        "prompt": spent.get("prompt", 0.0),
-        "denoise": spent.get("denoise", 0.0),
-        "decode_encode": spent.get("decode_encode", 0.0) + spent.get("check", 0.0),
-        "upload": spent.get("upload", 0.0),
-        "total": time.monotonic() - control.started,
-    }
-    metadata = {
-        "job_type": asked.job_type,
-        "mode": planned.mode,
-        "model": planned.model.id,
-        "wan_task": planned.model.wan_task,
-        "content_type": planned.mode,
-        "frame_num": planned.num_frames,
-        "prompt": planned.prompt,
-        "generation_time": round(seconds, 3),
-        "timings": {stage: round(value, 3) for stage, value in timings.items()},
-        "generated": {"width": wide, "height": high, "num_frames": planned.generated_frames},
-        "plan": planned.public(),
-    }
-    if planned.tiny:
-        metadata["weights"] = "tiny"
-    return {
-        "status": "completed",
-        "assets": [a.public() if public else {"key": a.key} | a.facts() for a in assets],
-        "metadata": metadata,
-        "warnings": [{"code": n.code, "message": n.message} for n in planned.notices],
-    }
-
-
-def _classify(problem: BaseException) -> WorkerError:
-    """A library's exception as one of ours, without its words: they may hold paths or values."""
-    name = type(problem).__name__
-    if is_out_of_memory(problem):
-        return OutOfMemory("Out of memory; ask for fewer frames or pixels, or take a larger GPU")
-    if is_gpu_fault(problem):
-        return GpuFault("The GPU failed; the worker restarts, send the job again")
-    if is_disk_full(problem):
-        return DiskFull("The worker's temp folder is full or read-only")
-    log.error("unexpected %s", name, exc_info=problem)
-    return UnexpectedError(
-        f"The worker failed unexpectedly ({name}); its log has the details, and the same job may "
-        "succeed on another try"
     )
 
 

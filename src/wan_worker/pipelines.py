@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from wan_worker.catalog import Component, Installed
 from wan_worker.errors import GpuFault, ModelCorrupt
+from wan_worker.faults import is_memory_or_gpu_fault
 from wan_worker.hardware import Hardware
 from wan_worker.plan import WORKING_BYTES, Plan, loaded_bytes
 
@@ -210,25 +211,6 @@ def scheduler(plan: Plan) -> Any:
     if plan.solver == "dpm++":
         return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
     raise ValueError(f"unknown solver {plan.solver}")
-
-
-def is_memory_or_gpu_fault(error: BaseException) -> bool:
-    """Whether a library's exception is about memory or the GPU, by torch's names and words."""
-    return is_out_of_memory(error) or is_gpu_fault(error)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
-
-
-def is_gpu_fault(error: BaseException) -> bool:
-    """Whether the CUDA context is broken, so that this process can't go on."""
-    words = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS")
-    return type(error).__name__ == "AcceleratorError" or any(w in str(error) for w in words)
 
 
 def _unhook(part: Any) -> None:

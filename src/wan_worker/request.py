@@ -4,43 +4,28 @@
 JSON pointer and the rule. It never repeats a value: it could be a secret. Order of precedence:
 a field of the request, then its preset, then (in plan) the model's own default.
 
-``schemas/request.schema.json`` is the truth about single fields, aliases included; this module adds
-what a schema can't say: values that JSON Schema lets through, and rules across fields.
+The schema has the rules for single fields (contract); here are those across fields.
 Not covered: anything that depends on the machine or on installed models (plan), and what is behind
 a URL (net, images).
 """
 
-import difflib
-import json
-import math
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final, Literal
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-
 from wan_worker.catalog import Size
-from wan_worker.errors import ConfigInvalid, InvalidRequest
+from wan_worker.contract import Contract, check
+from wan_worker.errors import InvalidRequest
 from wan_worker.settings import Bucket, Secret, is_endpoint
 
-SCHEMAS_DIR: Final = Path(__file__).resolve().parents[2] / "schemas"
-MAX_DEPTH: Final = 8
-MAX_VALUES: Final = 2_000
-MAX_PROBLEMS: Final = 5
 DRAWN_SEEDS: Final = 2**32
 """Drawn seeds stay below 2^53, so that JavaScript clients can read them back exactly."""
 
 VIDEO_FORMATS: Final = ("mp4",)
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp")
 
-# C0 and C1 controls but for tab, newline and carriage return, and lone surrogates.
-_BAD_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-# In names also line breaks: names are written to the log.
-_BAD_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Mode = Literal["image", "video"]
 
@@ -51,18 +36,6 @@ class Notice:
 
     code: str
     message: str
-
-
-@dataclass(frozen=True)
-class Contract:
-    """The schema, its aliases and the presets, loaded once."""
-
-    validator: Draft202012Validator
-    fields: tuple[str, ...]
-    """Names that a request may use, aliases included."""
-    aliases: Mapping[str, str]
-    """Alias to canonical name."""
-    presets: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,42 +80,6 @@ class Request:
         return replace(self, image=None, notices=(*self.notices, notice))
 
 
-def load_contract(folder: Path = SCHEMAS_DIR) -> Contract:
-    """Read schema and presets.
-
-    Raises:
-        ConfigInvalid: if a file is missing, no JSON, or no valid schema.
-    """
-    try:
-        schema = json.loads((folder / "request.schema.json").read_text("utf-8"))
-        presets = json.loads((folder / "presets.json").read_text("utf-8"))
-        Draft202012Validator.check_schema(schema)
-        fields = schema["properties"]
-        aliases = {name: f["x-alias-of"] for name, f in fields.items() if "x-alias-of" in f}
-        validator = Draft202012Validator(schema)
-        _check_presets(presets, validator, fields["job_type"]["enum"], fields["profile"]["enum"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
-        raise ConfigInvalid(
-            f"schemas/ is not usable ({type(error).__name__}): the image is built wrong"
-        ) from error
-    return Contract(validator, tuple(fields), aliases, presets)
-
-
-def _check_presets(
-    presets: Any, validator: Draft202012Validator, job_types: list[str], profiles: list[str]
-) -> None:
-    """Raise ValueError unless every preset is there and holds values that a request could."""
-    if list(presets) != job_types:
-        raise ValueError("presets.json and the schema name different job types")
-    for preset in presets.values():
-        variants = preset["profiles"] if "profiles" in preset else {"": preset["values"]}
-        if "profiles" in preset and list(variants) != profiles:
-            raise ValueError("presets.json and the schema name different profiles")
-        for values in variants.values():
-            if not validator.is_valid({"mode": preset["mode"], **values}):
-                raise ValueError("a preset breaks the schema")
-
-
 def parse(job: Mapping[str, Any], contract: Contract) -> Request:
     """Validate one RunPod job.
 
@@ -157,8 +94,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         raise InvalidRequest(
             "input must be a JSON object with the request's fields", field="/input"
         )
-    _check_values(given)
-    _check_schema(given, contract)
+    check(given, contract)
     fields, where = _canonical(given, contract.aliases)
     fields, where, notices = _open_envelope(fields, where)
     mode, preset = _mode_and_preset(fields, contract.presets)
@@ -212,86 +148,6 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         bucket=_job_bucket(job.get("s3Config")),
         notices=tuple(notices),
     )
-
-
-def _check_values(given: dict[str, Any]) -> None:
-    """Refuse what passes JSON Schema but breaks what comes after it.
-
-    NaN passes minimum and maximum, infinity crashes integer checks, a lone surrogate can't be
-    encoded into the answer, and deep nesting exhausts the stack of recursive code.
-    """
-    pending: list[tuple[str, Any, int]] = [("/input", given, 0)]
-    seen = 1
-    while pending:
-        pointer, value, depth = pending.pop()
-        if isinstance(value, dict | list):
-            seen += len(value)
-        if depth > MAX_DEPTH or seen > MAX_VALUES:
-            raise InvalidRequest(
-                f"The input is nested deeper than {MAX_DEPTH} levels or holds more than "
-                f"{MAX_VALUES} values",
-                field="/input",
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidRequest("Must be a finite number", field=pointer)
-        if isinstance(value, str) and _BAD_CHARACTERS.search(value):
-            raise InvalidRequest(
-                "Must be text without control characters or lone surrogates", field=pointer
-            )
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                if not isinstance(key, str) or _BAD_IN_NAMES.search(key):
-                    raise InvalidRequest("Field names must be plain text", field=pointer)
-                pending.append((f"{pointer}/{_escape(key)}", inner, depth + 1))
-        elif isinstance(value, list):
-            pending.extend((f"{pointer}/{i}", inner, depth + 1) for i, inner in enumerate(value))
-
-
-def _check_schema(given: dict[str, Any], contract: Contract) -> None:
-    problems = [
-        problem
-        for error in sorted(contract.validator.iter_errors(given), key=lambda e: str(list(e.path)))
-        for problem in _describe(error, contract.fields)
-    ]
-    if not problems:
-        return
-    first_pointer, first_message = problems[0]
-    rest = "".join(f"; {pointer}: {message}" for pointer, message in problems[1:MAX_PROBLEMS])
-    hidden = len(problems) - MAX_PROBLEMS
-    more = f"; and {hidden} more" if hidden > 0 else ""
-    raise InvalidRequest(first_message + rest + more, field=first_pointer)
-
-
-def _describe(error: ValidationError, known: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """JSON pointer and rule for one schema error, in our words: the library's quote the value."""
-    pointer = "/input" + "".join(f"/{_escape(str(part))}" for part in error.absolute_path)
-    rule: Any = error.validator_value
-    instance: Any = error.instance
-    match error.validator:
-        case "additionalProperties":
-            for name in sorted(set(instance) - set(known)):
-                near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.6)
-                hint = f"did you mean {near[0]}?" if near else "the README lists every field"
-                yield f"{pointer}/{_escape(name)}", f"Unknown field; {hint}"
-        case "type":
-            wanted = rule if isinstance(rule, str) else " or ".join(rule)
-            yield pointer, f"Must be of type {wanted}"
-        case "enum":
-            yield pointer, f"Must be one of: {', '.join(rule)}"
-        case "minimum":
-            yield pointer, f"Must be at least {rule}"
-        case "maximum":
-            yield pointer, f"Must be at most {rule}"
-        case "exclusiveMinimum":
-            yield pointer, f"Must be more than {rule}"
-        case "minLength":
-            yield pointer, f"Must have at least {rule} character(s)"
-        case "maxLength":
-            yield pointer, f"Must have at most {rule} characters"
-        case "pattern":
-            yield pointer, "Must look like 832x480"
-        case other:
-            yield pointer, f"Breaks the schema's rule {other}"
 
 
 def _canonical(
@@ -488,8 +344,3 @@ def _job_bucket(given: object) -> Bucket | None:
         secret_access_key=Secret(given["accessSecret"]),
         name=given["bucketName"],
     )
-
-
-def _escape(part: str) -> str:
-    """One reference token of a JSON pointer (RFC 6901), of a length that fits into an answer."""
-    return part[:80].replace("~", "~0").replace("/", "~1")

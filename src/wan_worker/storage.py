@@ -27,8 +27,8 @@ from wan_worker.errors import (
     OutputTooLarge,
     StorageFailed,
     WorkerError,
-    is_disk_full,
 )
+from wan_worker.faults import is_disk_full
 from wan_worker.progress import Control
 from wan_worker.settings import Bucket
 
