@@ -31,6 +31,7 @@ RUN python3 -m venv /opt/venv && pip install --no-cache-dir -r requirements.txt
 FROM libraries AS weights
 # What download_weights.py imports and nothing else: other code changes must not come near this.
 COPY download_weights.py ./
+COPY weights/tiny weights/tiny
 COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py \
      src/wan_worker/catalog.py src/wan_worker/tensors.py src/wan_worker/weights.py \
      src/wan_worker/tiny.py src/wan_worker/hub.py src/wan_worker/download.py src/wan_worker/

@@ -56,7 +56,7 @@ $(BIN)/.ready: requirements.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-models/.tiny: $(BIN)/.ready src/wan_worker/tiny.py src/wan_worker/catalog.py
+models/.tiny: $(BIN)/.ready src/wan_worker/tiny.py src/wan_worker/catalog.py $(wildcard weights/tiny/*/*)
 	$(BIN)/python download_weights.py --tiny
 	@touch $@
 

@@ -90,13 +90,6 @@ MUTANTS = (
         f"{MEANING}::test_a_video_begins_with_its_image_and_goes_on_as_the_prompt_says",
     ),
     Mutant(
-        "negative prompt ignored",
-        GENERATE,
-        "negative_prompt=plan.negative_prompt,",
-        'negative_prompt="",',
-        f"{MEANING}::test_a_negative_prompt_repels",
-    ),
-    Mutant(
         "seed ignored",
         GENERATE,
         "manual_seed(plan.seed)",

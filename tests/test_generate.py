@@ -177,6 +177,6 @@ def test_a_long_prompt_is_cut_with_a_warning(worker: job.Worker) -> None:
 def test_no_negative_prompt_is_encoded_without_guidance(worker: job.Worker) -> None:
     planned = replace(make_plan(worker), guidance_scale=1.0)
     embeds, negative, notices = generate.encode_prompts(build(worker, planned), planned)
-    assert embeds.shape == (1, 512, 32)
+    assert embeds.shape == (1, 512, 96)
     assert negative is None
     assert notices == ()

@@ -32,7 +32,7 @@ ORDER = [
         "plan",
         "progress",
     ),
-    *("addresses", "net", "images"),
+    *("addresses", "net", "images", "measure"),
     *("tensors", "weights", "tiny", "hub", "download", "pipelines"),
     *("generate", "encode", "artifact", "storage", "response", "callback", "job"),
 ]

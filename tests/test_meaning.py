@@ -1,0 +1,147 @@
+"""Does the picture show what was asked? Through the handler's own flow, on the trained tiny Wan.
+
+Shape, colour, background and motion are read back from the delivered file by plain arithmetic
+(wan_worker.measure). tests/README.md says which mistake each of these tests catches.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.conftest import Answer
+from tests.media import path_of, read
+from tests.test_generate import build, make_plan
+from tests.test_job import data_uri
+from wan_worker import generate, job
+from wan_worker.measure import Measured, measure
+
+Serve = Callable[..., Answer]
+
+CLIP = {
+    "size": "96x64",
+    "num_frames": 17,
+    "num_inference_steps": 16,
+    "guidance_scale": 5.0,
+    "flow_shift": 3.0,
+    "seed": 1,
+}
+PROMPT = "a red circle moving right on a white background"
+
+
+def video(serve: Serve, prompt: str, **changes: Any) -> NDArray[np.uint8]:
+    """Frames [F, H, W, 3] of the delivered file."""
+    answer = serve(CLIP | {"prompt": prompt} | changes)
+    assert "error" not in answer, answer
+    return read(path_of(answer["assets"][0]["url"])).frames
+
+
+def drawn(colour: tuple[int, int, int], x: int, y: int = 32) -> NDArray[np.uint8]:
+    """A square of 24 pixels on white, its centre at (x, y), in a picture of 96x64."""
+    pixels = np.full((64, 96, 3), 245, np.uint8)
+    pixels[y - 12 : y + 12, x - 12 : x + 12] = colour
+    return pixels
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal to noise, dB."""
+    error = float(np.mean((a.astype(float) - b.astype(float)) ** 2))
+    return 10 * np.log10(255**2 / max(error, 1e-9))
+
+
+def said(found: Measured) -> tuple[str | None, ...]:
+    return (found.colour, found.kind, found.motion, found.background)
+
+
+@pytest.mark.parametrize(
+    ("colour", "kind", "motion", "words", "background"),
+    [
+        ("red", "circle", "right", "moving right", "white"),
+        ("blue", "square", "left", "moving left", "yellow"),
+        ("yellow", "triangle", "up", "moving up", "black"),
+    ],
+)
+def test_the_prompt_is_followed(
+    serve: Serve, colour: str, kind: str, motion: str, words: str, background: str
+) -> None:
+    frames = video(serve, f"a {colour} {kind} {words} on a {background} background")
+    assert said(measure(frames)) == (colour, kind, motion, background)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "euler", "dpm++"])
+def test_every_solver_draws_the_same_content(serve: Serve, solver: str) -> None:
+    found = measure(video(serve, PROMPT, solver=solver))
+    assert said(found) == ("red", "circle", "right", "white")
+
+
+def test_frames_are_in_order(serve: Serve) -> None:
+    track = measure(video(serve, PROMPT)).track
+    xs = [point[0] for point in track if point is not None]
+    assert len(xs) == 17
+    assert xs[-1] - xs[0] > 16
+    assert sum(after > before for before, after in pairwise(xs)) >= 14
+    assert xs[-1] < 96 - 8  # and it has not left the picture
+
+
+def test_guidance_changes_the_picture(serve: Serve) -> None:
+    apart = psnr(video(serve, PROMPT, guidance_scale=5.0), video(serve, PROMPT, guidance_scale=1.0))
+    assert apart < 40  # the same clip would be over 50 even after the codec
+
+
+def test_image_mode_draws_the_shape(serve: Serve) -> None:
+    request = {k: v for k, v in CLIP.items() if k != "num_frames"}
+    answer = serve(
+        request
+        | {"mode": "image", "num_frames": 1, "prompt": "a blue square on a white background"}
+    )
+    with Image.open(path_of(answer["assets"][0]["url"])) as image:
+        found = measure(np.asarray(image.convert("RGB"))[None])
+    assert (found.colour, found.kind, found.background) == ("blue", "square", "white")
+
+
+@pytest.mark.parametrize(("direction", "start"), [("right", 26)])
+def test_a_video_begins_with_its_image_and_goes_on_as_the_prompt_says(
+    serve: Serve, direction: str, start: int
+) -> None:
+    first = drawn((220, 30, 30), start)
+    frames = video(
+        serve,
+        f"a red square moving {direction} on a white background",
+        image_url=data_uri(Image.fromarray(first)),
+    )
+    found = measure(frames)
+    assert psnr(frames[0], first) > 16  # unfinished training: 28 is the aim
+    assert (found.colour, found.motion) == ("red", direction)
+
+
+def test_a_seeds_content_survives_a_batch(worker: job.Worker) -> None:
+    planned = make_plan(worker, **(CLIP | {"prompt": PROMPT}))
+    pipeline = build(worker, planned)
+    embeds, negative, _ = generate.encode_prompts(pipeline, planned)
+    assert negative is not None
+
+    def latents(seeds: list[int]) -> torch.Tensor:
+        made: torch.Tensor = pipeline(
+            prompt_embeds=embeds.expand(len(seeds), -1, -1),
+            negative_prompt_embeds=negative.expand(len(seeds), -1, -1),
+            height=64,
+            width=96,
+            num_frames=17,
+            num_inference_steps=16,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="latent",
+            return_dict=False,
+        )[0]
+        return made
+
+    alone, together = latents([1]), latents([9, 1])[1:]
+    one, two = (
+        torch.cat(list(generate.decode(pipeline.vae, x))).numpy() for x in (alone, together)
+    )
+    assert psnr(one, two) > 40
+    assert said(measure(one)) == said(measure(two)) == ("red", "circle", "right", "white")

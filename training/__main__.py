@@ -1,0 +1,117 @@
+"""All of it in one command: `python -m training --work work --weights weights/tiny`.
+
+Stages: VAE, text-to-video with the text encoder, image-to-video, evaluation. A stage that was
+interrupted continues from its last checkpoint in --work; a finished one is not repeated.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
+
+from . import evaluate, text, transformer, vae
+from .optimise import device
+
+STEPS = {"vae": 1500, "decoder": 600, "t2v": 2400, "i2v": 800}
+
+
+def put(folder: Path, save: Callable[[Path], Any]) -> None:
+    """Write a component's folder beside its place, then swap it in."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save(part)
+    for file in part.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner only
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def put_model(folder: Path, model: Any, file: str, keep_fp32: list[str]) -> None:
+    """config.json and one safetensors file, bf16 but for `keep_fp32` and what cannot be less."""
+
+    def save(part: Path) -> None:
+        model.save_config(part) if hasattr(model, "save_config") else model.config.save_pretrained(
+            part
+        )
+        save_file(transformer.stored(model, keep_fp32), part / file, metadata={"format": "pt"})
+
+    put(folder, save)
+
+
+def put_transformer(weights: Path, task: str, model: Any) -> None:
+    """One of the two transformers."""
+    put_model(
+        weights / evaluate.FOLDERS[task],
+        model,
+        "diffusion_pytorch_model.safetensors",
+        model._keep_in_fp32_modules,
+    )
+
+
+def run(work: Path, weights: Path, seed: int = 0, steps: dict[str, int] = STEPS) -> dict[str, Any]:
+    """Train everything, write the components, evaluate."""
+    work.mkdir(parents=True, exist_ok=True)
+    folders = evaluate.FOLDERS
+    minutes: dict[str, float] = {}
+
+    def timed(name: str, start: float) -> None:
+        minutes[name] = round((time.monotonic() - start) / 60, 1)
+
+    start = time.monotonic()
+    autoencoder = vae.train(work, steps["vae"], seed)
+    vae.polish(autoencoder, work, steps["decoder"], seed)
+    put_model(
+        weights / folders["vae"], autoencoder, "diffusion_pytorch_model.safetensors", ["norm"]
+    )
+    # From here on the stored, rounded one: what the worker will decode with.
+    autoencoder = AutoencoderKLWan.from_pretrained(weights / folders["vae"]).to(device()).eval()
+    timed("vae", start)
+
+    start = time.monotonic()
+    torch.manual_seed(seed)
+    tokenizer = text.build_tokenizer()
+    encoder = text.build_encoder(len(tokenizer))
+    small = transformer.build(image=False)
+    clips = transformer.cache_clips(autoencoder, work, seed, image=False)
+    transformer.train("t2v", small, tokenizer, encoder, clips, work, steps["t2v"], seed)
+    put(weights / folders["tokenizer"], tokenizer.save_pretrained)
+    put_model(weights / folders["encoder"], encoder, "model.safetensors", ["layer_norm"])
+    put_transformer(weights, "t2v", small)
+    timed("t2v", start)
+
+    start = time.monotonic()
+    torch.manual_seed(seed)
+    large = transformer.widen(small)
+    tower, processor = transformer.build_tower()
+    clips = transformer.cache_clips(autoencoder, work, seed, image=True)
+    transformer.train("i2v", large, tokenizer, encoder.eval(), clips, work, steps["i2v"], seed)
+    put(weights / folders["tower"], lambda part: tower.save_pretrained(part))
+    put(weights / folders["processor"], lambda part: processor.save_pretrained(part))
+    put_transformer(weights, "i2v", large)
+    timed("i2v", start)
+
+    report = evaluate.evaluate(weights)
+    return {"seed": seed, "steps": steps, "training_minutes": minutes, **report}
+
+
+def main() -> None:
+    """Read the two folders and go."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("work"), help="checkpoints, caches")
+    parser.add_argument("--weights", type=Path, default=Path("weights/tiny"), help="the result")
+    options = parser.parse_args()
+    report = run(options.work, options.weights)
+    (options.work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""Train the two WanTransformer3DModels: text to video with the text encoder, then image to video.
+
+Flow matching as Wan's: x = (1 - s) latents + s noise, the model says noise - latents at time
+1000 s. Latents are normalised as the pipelines do. The image-to-video model starts as the
+text-to-video one, its new inputs at zero, and reads what WanImageToVideoPipeline gives it: a mask,
+the latents of the first frame followed by gray frames, and the vision tower's second last layer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5TokenizerFast,
+    UMT5EncoderModel,
+)
+
+from . import data, text
+from .optimise import Optimiser, Progress, device, load_checkpoint, save_checkpoint, trapezoid
+from .vae import encode, normal, to_video
+
+# (height, width, frames, clips drawn, clips a step, share of steps)
+BUCKETS = (
+    (64, 96, 17, 1600, 16, 0.38),
+    (96, 64, 17, 500, 16, 0.10),
+    (64, 64, 9, 1400, 24, 0.22),
+    (64, 96, 9, 700, 24, 0.12),
+    (96, 64, 9, 400, 24, 0.06),
+    (64, 64, 1, 600, 40, 0.06),
+    (64, 96, 1, 600, 40, 0.06),
+)
+LEARNING_RATE = {"t2v": 2e-3, "i2v": 1.5e-3}
+NO_CAPTION = 0.1
+SHIFT = 3.0
+EMA = 0.99
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Cached clips of one size. latents: [N, 16, T, h, w], normalised; combinations: N.
+
+    condition: [N, 20, T, h, w], mask and first frame's latents, or None; image: [N, P, D], the
+    vision tower's answer to the first frame, or None.
+    """
+
+    latents: Tensor
+    combinations: list[tuple[str, str, str, str]]
+    condition: Tensor | None
+    image: Tensor | None
+
+
+class PaddedAttention(WanAttnProcessor):  # type: ignore[misc]
+    """WanAttnProcessor for the context of `text.embed`; one instance serves all blocks.
+
+    Cross-attention reads `bias`, set before each forward; its length tells the text tokens (last)
+    from the image tokens (first). Self-attention is the parent's.
+    """
+
+    bias: Tensor
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        if encoder_hidden_states is None:
+            answer: Tensor = super().__call__(attn, hidden_states, None, attention_mask, rotary_emb)
+            return answer
+
+        def heads(x: Tensor) -> Tensor:
+            split: Tensor = x.unflatten(2, (attn.heads, -1))  # type: ignore[no-untyped-call]
+            return split.transpose(1, 2)
+
+        words = encoder_hidden_states[:, -self.bias.shape[-1] :]
+        query = heads(attn.norm_q(attn.to_q(hidden_states)))
+        key, value = heads(attn.norm_k(attn.to_k(words))), heads(attn.to_v(words))
+        seen = F.scaled_dot_product_attention(query, key, value, self.bias.to(query.dtype))
+        if attn.add_k_proj is not None:
+            image = encoder_hidden_states[:, : -self.bias.shape[-1]]
+            key = heads(attn.norm_added_k(attn.add_k_proj(image)))
+            seen = seen + F.scaled_dot_product_attention(query, key, heads(attn.add_v_proj(image)))
+        out: Tensor = attn.to_out[0](seen.transpose(1, 2).flatten(2))
+        return out
+
+
+def build(image: bool) -> WanTransformer3DModel:
+    """The untrained model; its first answer is zero."""
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=36 if image else 16,
+        out_channels=16,
+        text_dim=96,
+        freq_dim=128,
+        ffn_dim=384,
+        num_layers=6,
+        image_dim=32 if image else None,
+        added_kv_proj_dim=128 if image else None,
+        rope_max_seq_len=64,
+    )
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
+    return model
+
+
+def build_tower() -> tuple[CLIPVisionModel, CLIPImageProcessorPil]:
+    """A random vision tower, never trained: 17 tokens of width 32 from 32x32 pixels."""
+    torch.manual_seed(0)
+    tower = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+    )
+    size = {"height": 32, "width": 32}
+    return tower.eval(), CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
+
+
+def widen(small: WanTransformer3DModel) -> WanTransformer3DModel:
+    """The text-to-video weights in an image-to-video model; what is new answers zero."""
+    model = build(image=True)
+    state = small.state_dict()
+    patch = torch.zeros_like(model.patch_embedding.weight)
+    patch[:, :16] = state["patch_embedding.weight"]
+    state["patch_embedding.weight"] = patch
+    model.load_state_dict(state, strict=False)
+    for name, parameter in model.named_parameters():
+        if "add_v_proj" in name:
+            nn.init.zeros_(parameter)
+    return model
+
+
+def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """(latents - mean) / std per channel, as the pipelines do. [B, 16, ...]."""
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents)
+    std = torch.tensor(vae.config.latents_std).view(shape).to(latents)
+    return (latents - mean) / std
+
+
+@torch.no_grad()
+def first_frame_condition(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """[B, 3, F, H, W] → [B, 20, T, h, w] as WanImageToVideoPipeline.prepare_latents makes it."""
+    gray = torch.zeros_like(video)
+    gray[:, :, :1] = video[:, :, :1]
+    latents = normalise(vae, encode(vae, gray)[0])
+    mask = torch.zeros_like(latents[:, :4])
+    mask[:, :, 0] = 1.0
+    return torch.cat([mask, latents], dim=1)
+
+
+@torch.no_grad()
+def cache_clips(vae: AutoencoderKLWan, work: Path, seed: int, image: bool) -> list[Clips]:
+    """Draw and encode the clips of every bucket; kept in `work`."""
+    path = work / ("clips-i2v.pt" if image else "clips-t2v.pt")
+    saved = load_checkpoint(path)
+    if saved:
+        return [Clips(**one) for one in saved["clips"]]
+    trained, _ = data.split()
+    tower, processor = build_tower()
+    result = []
+    for number, (height, width, frames, count, _, _) in enumerate(BUCKETS):
+        rng = np.random.default_rng([seed, number, 1000])
+        if image and frames == 1:
+            continue
+        latents, conditions, images, combinations = [], [], [], []
+        for _ in range(0, count // 2 if image else count, 20):
+            some = [trained[int(i)] for i in rng.integers(len(trained), size=20)]
+            wander = np.inf if image else data.WANDER
+            scenes = [data.place(rng, one, height, width, frames, wander) for one in some]
+            drawn = np.stack([data.draw(scene, height, width, frames) for scene in scenes])
+            video = to_video(drawn).to(device())
+            latents.append(normalise(vae, encode(vae, video)[0]).cpu())
+            combinations += some
+            if image:
+                conditions.append(first_frame_condition(vae, video).cpu())
+                pixels = processor(images=list(drawn[:, 0]), return_tensors="pt")
+                images.append(tower(**pixels, output_hidden_states=True).hidden_states[-2])
+        result.append(
+            Clips(
+                torch.cat(latents),
+                combinations,
+                torch.cat(conditions) if image else None,
+                torch.cat(images) if image else None,
+            )
+        )
+        print(f"clips {width}x{height}x{frames}: {len(combinations)}", flush=True)
+    save_checkpoint(path, {"clips": [vars(clips) for clips in result]})
+    return result
+
+
+def draw_times(rng: np.random.Generator, count: int) -> Tensor:
+    """Noise levels s in (0, 1): half logit-normal, half uniform, all shifted by SHIFT."""
+    uniform = rng.random(count)
+    level = np.where(
+        np.arange(count) % 2 == 0, uniform, 1 / (1 + np.exp(-rng.standard_normal(count)))
+    )
+    return torch.from_numpy(SHIFT * level / (1 + (SHIFT - 1) * level)).float()
+
+
+def loss_of(
+    model: WanTransformer3DModel,
+    attention: PaddedAttention,
+    context: Tensor,
+    latents: Tensor,
+    condition: Tensor | None,
+    image: Tensor | None,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Mean squared error of the velocity. context and its bias: `text.embed`."""
+    times = draw_times(rng, len(latents)).to(latents.device)
+    noise = normal(rng, latents)
+    level = times.view(-1, 1, 1, 1, 1)
+    noisy = (1 - level) * latents + level * noise
+    if condition is not None:
+        noisy = torch.cat([noisy, condition], dim=1)
+    answer = model(noisy, times * 1000, context, image, return_dict=False)[0]
+    return F.mse_loss(answer.float(), noise - latents)
+
+
+def train(
+    task: str,
+    model: WanTransformer3DModel,
+    tokenizer: T5TokenizerFast,
+    encoder: UMT5EncoderModel,
+    clips: list[Clips],
+    work: Path,
+    steps: int,
+    seed: int = 0,
+) -> None:
+    """Train `model` in place, and `encoder` with it for task t2v; continues work/<task>.pt.
+
+    What is left in both at the end is the running mean (EMA) of the weights.
+    """
+    model.to(device()).train()
+    encoder.to(device())
+    attention = PaddedAttention()
+    model.set_attn_processor(attention)
+    together: dict[str, nn.Module] = {"model": model}
+    if task == "t2v":
+        together["encoder"] = encoder
+    parts = nn.ModuleDict(together)
+    optimiser = Optimiser(
+        parts.named_parameters(),
+        LEARNING_RATE[task],
+        ("patch_embedding", "proj_out", "encoder.shared", "embed_tokens"),
+    )
+    mean = {name: value.detach().clone() for name, value in parts.state_dict().items()}
+    checkpoint, first = work / f"{task}.pt", 0
+    if state := load_checkpoint(checkpoint):
+        parts.load_state_dict(state["parts"])
+        optimiser.load(state["optimiser"])
+        mean, first = state["mean"], state["step"]
+    buckets = [b for b in BUCKETS if task == "t2v" or b[2] > 1]
+    shares = np.cumsum([bucket[5] for bucket in buckets])
+    progress = Progress(task, steps)
+    for step in range(first, steps):
+        rng = np.random.default_rng([seed, step, len(task), 5])
+        number = int(np.searchsorted(shares, rng.random() * shares[-1]))
+        chosen = clips[number]
+        rows = rng.integers(len(chosen.latents), size=buckets[number][4])
+        single = buckets[number][2] == 1
+        captions = [
+            data.no_caption(rng)
+            if rng.random() < NO_CAPTION
+            else data.any_caption(rng, chosen.combinations[int(row)], single)
+            for row in rows
+        ]
+        ids, mask = text.tokenise(tokenizer, captions)
+        pick = torch.from_numpy(rows)
+
+        def of(values: Tensor | None, pick: Tensor = pick) -> Tensor | None:
+            return None if values is None else values[pick].to(device())
+
+        latents = chosen.latents[pick].to(device())
+        # In bf16 on a GPU; at this width fp32 is the faster one on a CPU.
+        with torch.autocast("cuda", torch.bfloat16, enabled=device().type == "cuda"):
+            context, attention.bias = text.embed(encoder, ids.to(device()), mask.to(device()))
+            loss = loss_of(
+                model, attention, context, latents, of(chosen.condition), of(chosen.image), rng
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = optimiser.step(trapezoid(step, steps))
+        with torch.no_grad():
+            for name, value in parts.state_dict().items():
+                mean[name].lerp_(value, 1 - min(EMA, (step + 1) / (step + 10)))
+        progress(step, loss=loss.item(), norm=norm)
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            save_checkpoint(
+                checkpoint,
+                {
+                    "parts": parts.state_dict(),
+                    "mean": mean,
+                    "optimiser": optimiser.state(),
+                    "step": step + 1,
+                },
+            )
+    parts.load_state_dict(mean)
+    model.set_attn_processor(WanAttnProcessor())
+    model.eval()
+
+
+def stored(model: nn.Module, keep_fp32: list[str] | None) -> dict[str, Any]:
+    """State with every tensor in bf16 but those of the modules that diffusers keeps in fp32."""
+    keep = keep_fp32 or []
+    return {
+        name: value.detach()
+        .cpu()
+        .contiguous()
+        .to(torch.float32 if any(part in name for part in keep) else torch.bfloat16)
+        for name, value in model.state_dict().items()
+    }
