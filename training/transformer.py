@@ -109,7 +109,7 @@ def build(image: bool) -> WanTransformer3DModel:
         num_layers=6,
         image_dim=32 if image else None,
         added_kv_proj_dim=128 if image else None,
-        rope_max_seq_len=64,
+        rope_max_seq_len=1024,
     )
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.proj_out.bias)
