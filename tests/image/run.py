@@ -206,7 +206,7 @@ def _changed_checkout(folder: Path) -> Path:
     names = ["Dockerfile", ".dockerignore", "requirements.txt", "download_weights.py"]
     for name in [*names, "handler.py", "test_input.json"]:
         shutil.copy2(ROOT / name, folder / name)
-    for name in ("schemas", "src"):
+    for name in ("schemas", "src", "weights"):
         shutil.copytree(ROOT / name, folder / name)
     with (folder / "src" / "wan_worker" / "job.py").open("a") as file:
         file.write("\n# changed\n")
