@@ -33,8 +33,9 @@ FROM libraries AS weights
 COPY download_weights.py ./
 COPY weights/tiny weights/tiny
 COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py \
-     src/wan_worker/catalog.py src/wan_worker/tensors.py src/wan_worker/weights.py \
-     src/wan_worker/tiny.py src/wan_worker/hub.py src/wan_worker/download.py src/wan_worker/
+     src/wan_worker/components.py src/wan_worker/catalog.py src/wan_worker/tensors.py \
+     src/wan_worker/weights.py src/wan_worker/tiny.py src/wan_worker/hub.py \
+     src/wan_worker/download.py src/wan_worker/
 # Catalog ids, separated by spaces. Empty: no weights in the image (the slim variant).
 ARG MODELS="wan2.1-t2v-1.3b wan2.1-i2v-14b-480p"
 # Not empty: toy weights in place of real ones, for testing the image without a download.
@@ -62,10 +63,20 @@ FROM base
 COPY --from=weights /layers/umt5-tokenizer/ /models/
 COPY --from=weights /layers/umt5-xxl/ /models/
 COPY --from=weights /layers/wan2.1-vae/ /models/
-COPY --from=weights /layers/wan2.1-t2v-1.3b.transformer/ /models/
 COPY --from=weights /layers/clip-image-processor/ /models/
 COPY --from=weights /layers/clip-vit-h/ /models/
+COPY --from=weights /layers/wan2.1-t2v-1.3b.transformer/ /models/
+COPY --from=weights /layers/wan2.1-vace-1.3b.transformer/ /models/
+COPY --from=weights /layers/wan2.2-vae/ /models/
+COPY --from=weights /layers/wan2.2-ti2v-5b.transformer/ /models/
+COPY --from=weights /layers/wan2.1-t2v-14b.transformer/ /models/
 COPY --from=weights /layers/wan2.1-i2v-14b-480p.transformer/ /models/
+COPY --from=weights /layers/wan2.1-i2v-14b-720p.transformer/ /models/
+COPY --from=weights /layers/wan2.1-flf2v-14b-720p.transformer/ /models/
+COPY --from=weights /layers/wan2.2-t2v-a14b.transformer/ /models/
+COPY --from=weights /layers/wan2.2-t2v-a14b.transformer_2/ /models/
+COPY --from=weights /layers/wan2.2-i2v-a14b.transformer/ /models/
+COPY --from=weights /layers/wan2.2-i2v-a14b.transformer_2/ /models/
 
 COPY --from=libraries /opt/venv /opt/venv
 

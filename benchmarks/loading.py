@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from wan_worker import hardware, pipelines  # noqa: E402
-from wan_worker.catalog import MODELS, UMT5, Component  # noqa: E402
+from wan_worker.catalog import MODELS  # noqa: E402
+from wan_worker.components import UMT5, Component  # noqa: E402
 
 TRANSFORMER = next(c for c in MODELS["wan2.1-t2v-1.3b"].components if c.role == "transformer")
 COMPONENTS = (UMT5, TRANSFORMER)

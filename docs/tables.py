@@ -82,7 +82,14 @@ def models_table() -> str:
     ]
     for model in MODELS.values():
         width, height = model.default_size
-        takes = "image, prompt" if model.needs_image else "prompt"
+        if model.text_pipeline is None and model.image == "optional":
+            takes = "image or last image or both, prompt"
+        else:
+            uses = (("image", model.image), ("last image", model.last_image))
+            given = [what for what, use in uses if use == "required"] + ["prompt"]
+            takes = ", ".join(
+                given + [f"{what} if wanted" for what, use in uses if use == "optional"]
+            )
         lines.append(
             f"| `{model.id}` | `{model.wan_task}` | {takes} | {width}x{height}, "
             f"{model.native_frames} frames, {model.fps} fps | {model.max_pixels:,} pixels a frame, "

@@ -36,8 +36,16 @@ Answer = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny weights of every model, written once."""
+    """The tiny weights of the default image's two models, written once."""
     folder = tmp_path_factory.mktemp("store") / "models"
+    tiny.write(folder, ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def every_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny weights of every model, written once."""
+    folder = tmp_path_factory.mktemp("every") / "models"
     tiny.write(folder)
     return folder
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.test_generate import make_plan
 from wan_worker import generate, job, pipelines, plan, weights
-from wan_worker.catalog import MODELS, VAE_2_1, Component
+from wan_worker.catalog import MODELS
+from wan_worker.components import VAE_2_1, Component
 from wan_worker.errors import Canceled, ModelCorrupt
 from wan_worker.hardware import Hardware
 from wan_worker.progress import Control
@@ -162,7 +163,7 @@ def test_the_tiny_set_has_the_real_classes(worker: job.Worker) -> None:
         here = weights.installed(worker.settings.models_dir)[planned.model.id]
         pipeline = worker.pool.pipeline(planned, here, lambda: None)
         names = {role: type(part).__name__ for role, part in pipeline.components.items() if part}
-        assert type(pipeline).__name__ == planned.model.pipeline
+        assert type(pipeline).__name__ == planned.pipeline
         assert names["text_encoder"] == "UMT5EncoderModel"
         assert names["vae"] == "AutoencoderKLWan"
         assert names["transformer"] == "WanTransformer3DModel"

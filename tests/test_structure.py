@@ -25,6 +25,7 @@ ORDER = [
         "errors",
         "faults",
         "settings",
+        "components",
         "catalog",
         "contract",
         "request",
@@ -204,7 +205,9 @@ def library_class(name: str, library: str = "diffusers") -> Any:
     return getattr(importlib.import_module(library), name)
 
 
-PIPELINES = sorted({model.pipeline for model in MODELS.values()})
+PIPELINES = sorted(
+    {p for m in MODELS.values() for p in (m.text_pipeline, m.image_pipeline) if p is not None}
+)
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -218,11 +221,11 @@ def test_only_the_pipelines_with_an_image_are_given_one() -> None:
     extra = keys_of_dicts("generate", "denoise", "extra")
     assert extra == {"image"}
     assert extra <= parameters(library_class("WanImageToVideoPipeline").__call__)
-    assert all(
-        model.pipeline == "WanImageToVideoPipeline"
-        for model in MODELS.values()
-        if model.needs_image
-    )
+    assert {m.image_pipeline for m in MODELS.values() if m.image != "none"} <= {
+        "WanImageToVideoPipeline",
+        "WanVACEPipeline",
+    }
+    assert all(m.image == "none" for m in MODELS.values() if m.image_pipeline is None)
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -247,10 +250,20 @@ def test_the_pipeline_has_every_other_method_that_we_call(pipeline: str) -> None
     assert all(hasattr(library_class(pipeline), name) for name in called - {"tokenizer"})
 
 
-@pytest.mark.parametrize("model_id", MODELS)
-def test_a_models_components_are_what_its_pipeline_is_built_from(model_id: str) -> None:
+@pytest.mark.parametrize(
+    ("model_id", "pipeline"),
+    [
+        (m.id, p)
+        for m in MODELS.values()
+        for p in (m.text_pipeline, m.image_pipeline)
+        if p is not None
+    ],
+)
+def test_a_models_components_are_what_its_pipeline_is_built_from(
+    model_id: str, pipeline: str
+) -> None:
     model = MODELS[model_id]
-    signature = inspect.signature(library_class(model.pipeline).__init__).parameters
+    signature = inspect.signature(library_class(pipeline).__init__).parameters
     roles = {component.role for component in model.components} | {"scheduler"}
     required = {n for n, p in signature.items() if p.default is p.empty and n != "self"}
     assert required <= roles <= set(signature)

@@ -1,15 +1,31 @@
 """Which models are there, with which components, sizes, frame rules and native defaults?
 
 A frozen table; nothing here is computed from the machine. Facts come from the models' own
-repositories and from Wan's code (github.com/Wan-Video/Wan2.1, ``wan/configs``); each constant
-names its source. Not covered: where weights are on disk (weights), which model a job takes (plan).
+repositories and from Wan's code: github.com/Wan-Video/Wan2.1 (``generate.py``: each task's steps
+and shift; ``wan/configs``) and Wan2.2 (``wan/configs``: ``sample_steps``, ``sample_shift``,
+``sample_guide_scale``, ``boundary``, ``sample_fps`` and ``frame_num``). Other constants name their
+source. Not covered: where weights are on disk (weights), which model a job takes (plan).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
+
+from wan_worker.components import (
+    CLIP,
+    CLIP_PROCESSOR,
+    I2V_480P_REPOSITORY,
+    T2V_1_3B_REPOSITORY,
+    TI2V_5B_REPOSITORY,
+    UMT5,
+    UMT5_TOKENIZER,
+    VAE_2_1,
+    VAE_2_2,
+    Component,
+    transformer,
+)
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -29,85 +45,8 @@ NEGATIVE_PROMPT: Final = (
 """Wan's own ``sample_neg_prompt`` (wan/configs/shared_config.py)."""
 
 
-@dataclass(frozen=True)
-class Component:
-    """One piece of a pipeline, stored once and shared by every model that names it."""
-
-    name: str
-    """Folder in the store."""
-    role: str
-    """Name of the pipeline's constructor argument, and of the folder in a diffusers repository."""
-    class_name: str
-    """``library:Class`` that loads it."""
-    repository: str
-    """The one Hub repository that the store's copy is downloaded from."""
-    hub_bytes: int
-    """Size of its files there."""
-    stored_bytes: int
-    """Size in the store: in bf16, with what must stay in fp32 in fp32."""
-    keep_fp32: bool = False
-    """Encoding to bf16 latents shifts image-to-video, so the VAE stays in fp32."""
-
-
-_T2V_1_3B_REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-_I2V_480P_REPOSITORY = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
-_TI2V_5B_REPOSITORY = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
-
-# Every Wan repository holds the same text encoder: the 2.1 ones in fp32 (22.7 GB), the 2.2 ones in
-# bf16, so the store takes a 2.2 copy, half the download, and the tokenizer that lies beside it.
-# Sizes are parameters times width; the parameters were counted on the real classes.
-UMT5 = Component(
-    name="umt5-xxl",
-    role="text_encoder",
-    class_name="transformers:UMT5EncoderModel",
-    repository=_TI2V_5B_REPOSITORY,
-    hub_bytes=11_361_820_672,
-    stored_bytes=11_361_820_672,
-)
-UMT5_TOKENIZER = Component(
-    name="umt5-tokenizer",
-    role="tokenizer",
-    class_name="transformers:AutoTokenizer",
-    repository=_TI2V_5B_REPOSITORY,
-    hub_bytes=22_000_000,
-    stored_bytes=22_000_000,
-)
-VAE_2_1 = Component(
-    name="wan2.1-vae",
-    role="vae",
-    class_name="diffusers:AutoencoderKLWan",
-    repository=_T2V_1_3B_REPOSITORY,
-    hub_bytes=507_570_124,
-    stored_bytes=507_570_124,
-    keep_fp32=True,
-)
-CLIP = Component(
-    name="clip-vit-h",
-    role="image_encoder",
-    class_name="transformers:CLIPVisionModel",
-    repository=_I2V_480P_REPOSITORY,
-    hub_bytes=1_261_532_160,
-    stored_bytes=1_261_532_160,
-)
-CLIP_PROCESSOR = Component(
-    name="clip-image-processor",
-    role="image_processor",
-    class_name="transformers:CLIPImageProcessorPil",
-    repository=_I2V_480P_REPOSITORY,
-    hub_bytes=1_000,
-    stored_bytes=1_000,
-)
-
-
-def _transformer(model_id: str, repository: str, *, hub_bytes: int, stored_bytes: int) -> Component:
-    return Component(
-        name=f"{model_id}.transformer",
-        role="transformer",
-        class_name="diffusers:WanTransformer3DModel",
-        repository=repository,
-        hub_bytes=hub_bytes,
-        stored_bytes=stored_bytes,
-    )
+Use = Literal["none", "optional", "required"]
+"""What a model does with a picture."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +56,29 @@ class Model:
     id: str
     wan_task: str
     """Wan's own name for it (``--task`` of its generate.py)."""
-    pipeline: str
-    """diffusers pipeline class."""
     repository: str
     """Its diffusers repository on the Hub, with a folder for every component."""
     repository_bytes: int
     """What a plain download of it takes, its own copies of what models share included."""
     components: tuple[Component, ...]
-    needs_image: bool
     default_size: Size
     """Native landscape size; its area is the pixel budget where an image sets the shape."""
     max_pixels: int
     """Area of the largest stable output."""
+    text_pipeline: str | None = None
+    """diffusers pipeline class that starts from text alone; None: it needs a picture."""
+    image_pipeline: str | None = None
+    """diffusers pipeline class that is given a picture; None: it takes none."""
+    image: Use = "none"
+    """A video's first frame."""
+    last_image: Use = "none"
+    """A video's last frame."""
+    boundary_ratio: float | None = None
+    """Share of the noise range above which the high-noise expert works; None: one transformer."""
+    expand_timesteps: bool = False
+    """Every latent frame has a timestep of its own: a given first frame is at 0 from the start."""
     grid: int = 16
-    """Width and height are generated in multiples of this: VAE stride 8 x patch 2."""
+    """Width and height are generated in multiples of this: the VAE's spatial stride x patch 2."""
     temporal_stride: int = 4
     """Frames are generated as 4k+1: the VAE's temporal stride."""
     native_frames: int = 81
@@ -138,13 +86,21 @@ class Model:
     fps: int = 16
     steps: int = 50
     guidance_scale: float = 5.0
-    flow_shift: float = 3.0
+    """Of the high-noise expert, where there are two."""
+    guidance_scale_2: float | None = None
+    """Of the low-noise expert."""
+    flow_shift: float | None = None
+    """None: 3.0 up to 480p and 5.0 above, as Wan's scheduler configurations ship."""
     min_pixels: int = 480 * 832
     """Area under which quality drops visibly; smaller sizes are made, with a warning."""
 
     @property
     def component_names(self) -> tuple[str, ...]:
         return tuple(component.name for component in self.components)
+
+    @property
+    def two_experts(self) -> bool:
+        return self.boundary_ratio is not None
 
 
 @dataclass(frozen=True)
@@ -159,53 +115,196 @@ class Installed:
     """Where each component is, by name."""
 
 
+_SHARED = (UMT5_TOKENIZER, UMT5, VAE_2_1)
+_480P, _720P, _1080P = 854 * 480, 1280 * 720, 1920 * 1080
+
 _T2V_1_3B = Model(
     id="wan2.1-t2v-1.3b",
     wan_task="t2v-1.3B",
-    pipeline="WanPipeline",
-    repository=_T2V_1_3B_REPOSITORY,
+    repository=T2V_1_3B_REPOSITORY,
     repository_bytes=28_930_000_000,
+    components=(
+        *_SHARED,
+        transformer("wan2.1-t2v-1.3b", T2V_1_3B_REPOSITORY, 5_675_987_200, 2_844_248_192),
+    ),
+    default_size=(832, 480),
+    max_pixels=_720P,
+    text_pipeline="WanPipeline",
+)
+
+_VACE_REPOSITORY = "Wan-AI/Wan2.1-VACE-1.3B-diffusers"
+_VACE_1_3B = Model(
+    id="wan2.1-vace-1.3b",
+    wan_task="vace-1.3B",
+    repository=_VACE_REPOSITORY,
+    repository_bytes=19_040_000_000,
+    components=(
+        *_SHARED,
+        replace(
+            # On the Hub the T2V's part is in fp32 and VACE's own in bf16.
+            transformer("wan2.1-vace-1.3b", _VACE_REPOSITORY, 7_145_937_664, 4_314_567_296),
+            class_name="diffusers:WanVACETransformer3DModel",
+        ),
+    ),
+    default_size=(832, 480),
+    max_pixels=_720P,
+    image_pipeline="WanVACEPipeline",
+    image="optional",
+    last_image="optional",
+    flow_shift=16.0,
+)
+
+_TI2V_5B = Model(
+    id="wan2.2-ti2v-5b",
+    wan_task="ti2v-5B",
+    repository=TI2V_5B_REPOSITORY,
+    repository_bytes=34_200_000_000,
     components=(
         UMT5_TOKENIZER,
         UMT5,
-        VAE_2_1,
-        _transformer(
-            "wan2.1-t2v-1.3b",
-            _T2V_1_3B_REPOSITORY,
-            hub_bytes=5_675_987_200,
-            stored_bytes=2_844_248_192,
-        ),
+        VAE_2_2,
+        transformer("wan2.2-ti2v-5b", TI2V_5B_REPOSITORY, 19_999_150_848, 10_021_521_792),
     ),
-    needs_image=False,
-    default_size=(832, 480),
-    max_pixels=1280 * 720,
+    default_size=(1280, 704),
+    max_pixels=_1080P,
+    text_pipeline="WanPipeline",
+    image_pipeline="WanImageToVideoPipeline",
+    image="optional",
+    expand_timesteps=True,
+    grid=32,
+    native_frames=121,
+    max_frames=241,
+    fps=24,
+    flow_shift=5.0,
+)
+
+_T2V_14B_REPOSITORY = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
+_T2V_14B = Model(
+    id="wan2.1-t2v-14b",
+    wan_task="t2v-14B",
+    repository=_T2V_14B_REPOSITORY,
+    repository_bytes=80_410_000_000,
+    components=(
+        *_SHARED,
+        transformer("wan2.1-t2v-14b", _T2V_14B_REPOSITORY, 57_153_966_336, 28_635_351_168),
+    ),
+    default_size=(1280, 720),
+    max_pixels=_720P,
+    text_pipeline="WanPipeline",
 )
 
 _I2V_14B_480P = Model(
     id="wan2.1-i2v-14b-480p",
     wan_task="i2v-14B",
-    pipeline="WanImageToVideoPipeline",
-    repository=_I2V_480P_REPOSITORY,
+    repository=I2V_480P_REPOSITORY,
     repository_bytes=90_090_000_000,
     components=(
-        UMT5_TOKENIZER,
-        UMT5,
-        VAE_2_1,
+        *_SHARED,
         CLIP_PROCESSOR,
         CLIP,
-        _transformer(
-            "wan2.1-i2v-14b-480p",
-            _I2V_480P_REPOSITORY,
-            hub_bytes=65_579_515_136,
-            stored_bytes=32_848_151_168,
-        ),
+        transformer("wan2.1-i2v-14b-480p", I2V_480P_REPOSITORY, 65_579_515_136, 32_848_151_168),
     ),
-    needs_image=True,
     default_size=(832, 480),
-    max_pixels=854 * 480,
+    max_pixels=_480P,
+    image_pipeline="WanImageToVideoPipeline",
+    image="required",
+    steps=40,
 )
 
-MODELS: Final = MappingProxyType({model.id: model for model in (_T2V_1_3B, _I2V_14B_480P)})
+_I2V_720P_REPOSITORY = "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"
+_I2V_14B_720P = replace(
+    _I2V_14B_480P,
+    id="wan2.1-i2v-14b-720p",
+    repository=_I2V_720P_REPOSITORY,
+    components=(
+        *_SHARED,
+        CLIP_PROCESSOR,
+        CLIP,
+        transformer("wan2.1-i2v-14b-720p", _I2V_720P_REPOSITORY, 65_579_515_136, 32_848_151_168),
+    ),
+    default_size=(1280, 720),
+    max_pixels=_720P,
+)
+
+_FLF2V_REPOSITORY = "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers"
+_FLF2V_14B = Model(
+    id="wan2.1-flf2v-14b-720p",
+    wan_task="flf2v-14B",
+    repository=_FLF2V_REPOSITORY,
+    repository_bytes=90_090_000_000,
+    components=(
+        *_SHARED,
+        CLIP_PROCESSOR,
+        CLIP,
+        transformer("wan2.1-flf2v-14b-720p", _FLF2V_REPOSITORY, 65_582_146_816, 32_849_467_008),
+    ),
+    default_size=(1280, 720),
+    max_pixels=_720P,
+    image_pipeline="WanImageToVideoPipeline",
+    image="required",
+    last_image="required",
+    flow_shift=16.0,
+)
+
+# The high-noise expert is the transformer, the low-noise one transformer_2.
+_T2V_A14B_REPOSITORY = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+_T2V_A14B = Model(
+    id="wan2.2-t2v-a14b",
+    wan_task="t2v-A14B",
+    repository=_T2V_A14B_REPOSITORY,
+    repository_bytes=126_200_000_000,
+    components=(
+        *_SHARED,
+        *(
+            transformer(
+                "wan2.2-t2v-a14b", _T2V_A14B_REPOSITORY, 57_153_966_336, 28_635_351_168, role
+            )
+            for role in ("transformer", "transformer_2")
+        ),
+    ),
+    default_size=(1280, 720),
+    max_pixels=_1080P,
+    text_pipeline="WanPipeline",
+    boundary_ratio=0.875,
+    steps=40,
+    guidance_scale=4.0,
+    guidance_scale_2=3.0,
+    flow_shift=12.0,
+)
+
+_I2V_A14B_REPOSITORY = "Wan-AI/Wan2.2-I2V-A14B-Diffusers"
+_I2V_A14B = Model(
+    id="wan2.2-i2v-a14b",
+    wan_task="i2v-A14B",
+    repository=_I2V_A14B_REPOSITORY,
+    repository_bytes=126_200_000_000,
+    components=(
+        *_SHARED,
+        *(
+            transformer(
+                "wan2.2-i2v-a14b", _I2V_A14B_REPOSITORY, 57_155_604_736, 28_636_170_368, role
+            )
+            for role in ("transformer", "transformer_2")
+        ),
+    ),
+    default_size=(1280, 720),
+    max_pixels=_1080P,
+    image_pipeline="WanImageToVideoPipeline",
+    image="required",
+    last_image="optional",
+    boundary_ratio=0.9,
+    steps=40,
+    guidance_scale=3.5,
+    guidance_scale_2=3.5,
+    flow_shift=5.0,
+)
+
+_IN_ORDER = (
+    *(_T2V_1_3B, _VACE_1_3B, _TI2V_5B),
+    *(_T2V_14B, _I2V_14B_480P, _I2V_14B_720P, _FLF2V_14B),
+    *(_T2V_A14B, _I2V_A14B),
+)
+MODELS: Final = MappingProxyType({model.id: model for model in _IN_ORDER})
 """Every model by id. Order is preference: of several that serve a request, the last one is best."""
 
 

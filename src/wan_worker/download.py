@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from wan_worker import tensors
-from wan_worker.catalog import Component, components_of
+from wan_worker.catalog import components_of
+from wan_worker.components import Component
 from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable
 from wan_worker.hub import Hub, RemoteFile, Repository
 from wan_worker.weights import PROCESSOR_FILES, TINY, read_manifest, seal, weight_files

@@ -89,6 +89,7 @@ def denoise(
             num_frames=plan.generated_frames,
             num_inference_steps=plan.num_inference_steps,
             guidance_scale=plan.guidance_scale,
+            guidance_scale_2=plan.guidance_scale_2,
             # On the CPU, so that a seed means the same noise on every device.
             generator=torch.Generator("cpu").manual_seed(plan.seed),
             output_type="latent",

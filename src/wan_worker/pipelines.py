@@ -21,7 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from wan_worker.catalog import Component, Installed
+from wan_worker.catalog import Installed, Model
+from wan_worker.components import Component
 from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.faults import is_memory_or_gpu_fault
 from wan_worker.hardware import Hardware
@@ -121,8 +122,8 @@ class Pool:
                 check()
                 folder, size = installed.folders[component.name], needs[component.name]
                 parts[component.role] = self._component(component, folder, size, device)
-        pipeline_class = getattr(diffusers, plan.model.pipeline)
-        pipeline = pipeline_class(scheduler=scheduler(plan), **parts)
+        pipeline_class = getattr(diffusers, plan.pipeline)
+        pipeline = pipeline_class(scheduler=scheduler(plan), **parts, **_configuration(plan.model))
         pipeline.set_progress_bar_config(disable=True)
         if plan.placement == "offload":
             pipeline.enable_model_cpu_offload(device=plan.device)
@@ -184,6 +185,16 @@ def read_ahead(folders: Iterable[Path]) -> Iterator[None]:
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _configuration(model: Model) -> dict[str, Any]:
+    """What a pipeline must know of its transformers beside their weights."""
+    configuration: dict[str, Any] = {}
+    if model.boundary_ratio is not None:
+        configuration["boundary_ratio"] = model.boundary_ratio
+    if model.expand_timesteps:
+        configuration["expand_timesteps"] = True
+    return configuration
 
 
 def scheduler(plan: Plan) -> Any:

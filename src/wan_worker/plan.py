@@ -43,6 +43,8 @@ class Plan:
     fps: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None
+    """Guidance of the low-noise expert; None where there is one transformer."""
     solver: str
     flow_shift: float
     seed: int
@@ -52,6 +54,14 @@ class Plan:
     tiny: bool
     reasons: tuple[str, ...]
     notices: tuple[Notice, ...]
+
+    @property
+    def pipeline(self) -> str:
+        """Name of the diffusers pipeline class."""
+        name = self.model.image_pipeline if self.has_image else self.model.text_pipeline
+        if name is None:
+            raise ValueError(f"{self.model.id} has no pipeline for this plan")
+        return name
 
     @property
     def generated_size(self) -> Size:
@@ -75,6 +85,7 @@ class Plan:
             "placement": self.placement,
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
+            "guidance_scale_2": self.guidance_scale_2,
             "solver": self.solver,
             "flow_shift": self.flow_shift,
             "negative_prompt": self.negative_prompt,
@@ -148,9 +159,12 @@ def make(
         )
     steps = _or(request.num_inference_steps, model.steps, "num_inference_steps", reasons)
     guidance = _or(request.guidance_scale, model.guidance_scale, "guidance_scale", reasons)
+    guidance_2 = _guidance_2(request, model, reasons)
     solver = _or(request.solver, "unipc", "solver", reasons)
     flow_shift = request.flow_shift
-    if flow_shift is None:
+    if flow_shift is None and model.flow_shift is not None:
+        flow_shift = _or(None, model.flow_shift, "flow_shift", reasons)
+    elif flow_shift is None:
         # The two values that Wan's own scheduler configuration ships for 480p and 720p.
         flow_shift = 3.0 if area <= 854 * 480 else 5.0
         reasons.append(f"flow_shift: {flow_shift}, Wan's own for {area} pixels a frame")
@@ -171,6 +185,7 @@ def make(
         fps=fps,
         num_inference_steps=steps,
         guidance_scale=float(guidance),
+        guidance_scale_2=guidance_2,
         solver=solver,
         flow_shift=float(flow_shift),
         seed=request.seed,
@@ -219,7 +234,14 @@ def _choose(
         raise _why_nothing_fits(request)
     here = [m for m in able if m.id in installed]
     if not here:
-        raise ModelUnavailable(_install_hint(able[-1].id), field=request.pointer("model"))
+        near = [m for m in MODELS.values() if m.id in installed and _takes(request, m)]
+        if near:
+            _check_fit(request, near[-1])
+        raise ModelUnavailable(
+            f"No installed model can do this. {', '.join(m.id for m in able)} could; install one "
+            f"with: python download_weights.py --models {able[0].id}",
+            field=request.pointer("model"),
+        )
     kind = "takes an image" if request.image is not None else "makes pictures from text"
     for model in here:
         if model.id == default_model:
@@ -229,18 +251,20 @@ def _choose(
 
 def _misfit(request: Request, model: Model) -> InvalidRequest | Unsupported | None:
     """Why this model can't serve the request, or None."""
-    if request.mode == "image" and model.needs_image:
+    if request.mode == "image" and model.text_pipeline is None:
         return InvalidRequest(f"{model.id} makes videos only", field=request.pointer("model"))
-    if request.image is None and model.needs_image:
+    if request.image is None and model.text_pipeline is None:
         return InvalidRequest(f"{model.id} needs an image", field="/input/image_url")
-    if request.image is not None and not model.needs_image:
+    if request.image is not None and model.image == "none":
         return InvalidRequest(f"{model.id} takes no image", field=request.pointer("image_url"))
+    if model.last_image == "required":
+        return InvalidRequest(f"{model.id} needs a last image", field="/input/last_image_url")
     bounded = request.size is not None and (request.size_is_explicit or request.image is None)
     if bounded and request.size is not None and _area(request.size) > model.max_pixels:
         larger = [
             m.id
             for m in MODELS.values()
-            if m.max_pixels >= _area(request.size) and m.needs_image == model.needs_image
+            if m.max_pixels >= _area(request.size) and _takes(request, m)
         ]
         advice = f"; models that can: {', '.join(larger)}" if larger else ""
         return Unsupported(
@@ -258,10 +282,14 @@ def _check_fit(request: Request, model: Model) -> None:
 
 
 def _why_nothing_fits(request: Request) -> InvalidRequest | Unsupported:
-    wants_image = request.image is not None
-    problems = [_misfit(request, m) for m in MODELS.values() if m.needs_image == wants_image]
+    problems = [_misfit(request, m) for m in MODELS.values() if _takes(request, m)]
     found = [p for p in problems if p is not None]
     return found[-1] if found else Unsupported("No model serves this request", field="/input")
+
+
+def _takes(request: Request, model: Model) -> bool:
+    """Is the model made for this kind of start?"""
+    return model.text_pipeline is not None if request.image is None else model.image != "none"
 
 
 def _install_hint(model_id: str) -> str:
@@ -287,6 +315,15 @@ def _num_frames(request: Request, model: Model, fps: int, reasons: list[str]) ->
             field=request.pointer(field),
         )
     return frames
+
+
+def _guidance_2(request: Request, model: Model, reasons: list[str]) -> float | None:
+    if not model.two_experts:
+        return None
+    if request.guidance_scale is None:
+        return float(_or(None, model.guidance_scale_2, "guidance_scale_2", reasons))
+    reasons.append("guidance_scale_2: as guidance_scale, for the low-noise expert too")
+    return float(request.guidance_scale)
 
 
 def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:

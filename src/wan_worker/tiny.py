@@ -1,19 +1,53 @@
-"""The tiny Wan: trained weights of the real classes, for machines without a GPU.
+"""The tiny Wan: weights of the real classes at toy size, for machines without a GPU.
 
-They lie in the repository (``weights/tiny``), come out of ``training/``, draw coloured shapes that
-move as the prompt says, and are installed in the store like any others.
+The trained ones lie in the repository (``weights/tiny``) and come out of ``training/``: a
+text-to-video and an image-to-video transformer with their VAE and encoders, which draw coloured
+shapes that move as the prompt says. A model of the same architecture gets a copy; one that adds
+parts to it gets the copy and random parts; the 5B, whose VAE is another, is random altogether and
+draws nothing. All are installed in the store like any others, the same to the byte every time.
 Not covered: training them, and pictures of anything else.
 """
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from wan_worker.catalog import MODELS, components_of
 from wan_worker.weights import TINY, read_manifest, seal
 
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = dict[str, torch.Tensor]
+
 TRAINED: Final = Path(__file__).resolve().parents[2] / "weights" / "tiny"
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+
+TEXT_TO_VIDEO: Final = "wan2.1-t2v-1.3b.transformer"
+IMAGE_TO_VIDEO: Final = "wan2.1-i2v-14b-480p.transformer"
+COPIES: Final[Mapping[str, str]] = {
+    "wan2.1-t2v-14b.transformer": TEXT_TO_VIDEO,
+    "wan2.1-i2v-14b-720p.transformer": IMAGE_TO_VIDEO,
+    "wan2.2-t2v-a14b.transformer": TEXT_TO_VIDEO,
+    "wan2.2-t2v-a14b.transformer_2": TEXT_TO_VIDEO,
+}
+"""Components whose architecture is that of a trained one."""
+
+IMAGE_PARTS: Final = (".image_embedder.", ".add_k_proj.", ".add_v_proj.", ".norm_added_k.")
+"""What reads the CLIP embedding in Wan 2.1's image-to-video, and is not in 2.2's."""
+
+VACE_LAYERS: Final = (0, 2, 4)
+"""Every other block has a VACE block beside it, as in the real 1.3B."""
+
+VACE_STRENGTH: Final = 0.1
+"""Scale of VACE's random output projections: the picture shows that they are there, and lives."""
+
+CLIP_TOKENS: Final = 17
+"""Patches of the toy CLIP's picture, and its class token."""
 
 
 def write(
@@ -30,6 +64,114 @@ def write(
             continue
         partial = models_dir / f"{component.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(TRAINED / component.name, partial)
+        if component.name in _MADE:
+            partial.mkdir()
+            with _seeded(component.name):
+                _MADE[component.name](partial)
+        else:
+            shutil.copytree(TRAINED / COPIES.get(component.name, component.name), partial)
         seal(partial, target, component, TINY)
         report(f"{component.name}: written")
+
+
+def _seeded(name: str) -> ExitStack:
+    """Fix torch's global generator for one component, and give it back as it was."""
+    import torch
+
+    stack = ExitStack()
+    stack.enter_context(torch.random.fork_rng(devices=[]))
+    torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
+    return stack
+
+
+def _first_frame_only(folder: Path) -> None:
+    """Wan 2.2's image-to-video: the first frame is seen as latents and not through CLIP."""
+    config, tensors = _trained(IMAGE_TO_VIDEO)
+    kept = {n: t for n, t in tensors.items() if not any(part in n for part in IMAGE_PARTS)}
+    _save(folder, config | {"image_dim": None, "added_kv_proj_dim": None}, kept)
+
+
+def _first_and_last_frame(folder: Path) -> None:
+    """FLF2V: two pictures go through CLIP, told apart by a position embedding."""
+    import torch
+
+    config, tensors = _trained(IMAGE_TO_VIDEO)
+    shape = (1, 2 * CLIP_TOKENS, config["image_dim"])
+    tensors["condition_embedder.image_embedder.pos_embed"] = torch.randn(shape) * 0.02
+    _save(folder, config | {"pos_embed_seq_len": 2 * CLIP_TOKENS}, tensors)
+
+
+def _vace(folder: Path) -> None:
+    """The trained text-to-video with VACE blocks, which start as copies of the blocks beside them.
+
+    That is how VACE's own training began, but for the output projections, which were zero there.
+    """
+    from diffusers import WanVACETransformer3DModel
+
+    config, trained = _trained(TEXT_TO_VIDEO)
+    # 16 latents of what is known, 16 of what is to be made, and a mask of 8x8 pixels each.
+    config |= {"vace_layers": list(VACE_LAYERS), "vace_in_channels": 96}
+    config["_class_name"] = WanVACETransformer3DModel.__name__
+    made: Tensors = WanVACETransformer3DModel.from_config(config).state_dict()
+    made |= trained
+    for index, layer in enumerate(VACE_LAYERS):
+        beside = f"blocks.{layer}."
+        for name in [name for name in trained if name.startswith(beside)]:
+            # Clones: a file holds no two names for one tensor.
+            made[f"vace_blocks.{index}.{name.removeprefix(beside)}"] = trained[name].clone()
+        for part in ("weight", "bias"):
+            made[f"vace_blocks.{index}.proj_out.{part}"] *= VACE_STRENGTH
+    _save(folder, config, made)
+
+
+def _transformer_5b(folder: Path) -> None:
+    from diffusers import WanTransformer3DModel
+
+    config, _ = _trained(TEXT_TO_VIDEO)
+    config |= {"in_channels": 48, "out_channels": 48, "num_layers": 2}
+    WanTransformer3DModel.from_config(config).save_pretrained(folder)
+
+
+def _vae_5b(folder: Path) -> None:
+    """Wan 2.2's VAE: 16x in space, of which the patches are 2x, 4x in time, 48 channels."""
+    from diffusers import AutoencoderKLWan
+
+    channels = 48
+    AutoencoderKLWan(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
+    ).save_pretrained(folder)
+
+
+def _trained(name: str) -> tuple[dict[str, Any], "Tensors"]:
+    from safetensors.torch import load_file
+
+    folder = TRAINED / name
+    return json.loads((folder / "config.json").read_text("utf-8")), load_file(folder / WEIGHTS)
+
+
+def _save(folder: Path, config: Mapping[str, Any], tensors: "Tensors") -> None:
+    from safetensors.torch import save_file
+
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+_MADE: Final[Mapping[str, Callable[[Path], None]]] = {
+    "wan2.2-i2v-a14b.transformer": _first_frame_only,
+    "wan2.2-i2v-a14b.transformer_2": _first_frame_only,
+    "wan2.1-flf2v-14b-720p.transformer": _first_and_last_frame,
+    "wan2.1-vace-1.3b.transformer": _vace,
+    "wan2.2-ti2v-5b.transformer": _transformer_5b,
+    "wan2.2-vae": _vae_5b,
+}

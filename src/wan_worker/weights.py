@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from wan_worker import tensors
-from wan_worker.catalog import MODELS, Component, Installed, components_of, repositories_of
+from wan_worker.catalog import MODELS, Installed, components_of, repositories_of
+from wan_worker.components import Component
 from wan_worker.errors import ModelCorrupt
 
 MANIFEST: Final = "manifest.json"

@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from wan_worker import tiny
-from wan_worker.catalog import (
-    CLIP,
-    CLIP_PROCESSOR,
-    MODELS,
-    UMT5,
-    UMT5_TOKENIZER,
-    VAE_2_1,
-    Component,
-)
+from wan_worker.catalog import MODELS
+from wan_worker.components import CLIP, CLIP_PROCESSOR, UMT5, UMT5_TOKENIZER, VAE_2_1, Component
 
 T2V, I2V = MODELS["wan2.1-t2v-1.3b"], MODELS["wan2.1-i2v-14b-480p"]
 TI2V_5B = UMT5.repository
@@ -32,7 +25,7 @@ def build(folder: Path) -> dict[str, dict[str, bytes]]:
 
     warnings.simplefilter("ignore")
     store = folder / "store"
-    tiny.write(store)
+    tiny.write(store, [T2V.id, I2V.id])
     for model in (T2V, I2V):
         root = folder / model.repository
         for component in model.components:

@@ -22,7 +22,8 @@ from tests.integration import repositories
 from tests.integration.hub import Fault, HubServer, until
 from tests.integration.repositories import I2V, T2V, TI2V_5B
 from wan_worker import download, job, tensors, tiny, weights
-from wan_worker.catalog import CLIP, UMT5, UMT5_TOKENIZER, VAE_2_1, components_of
+from wan_worker.catalog import components_of
+from wan_worker.components import CLIP, UMT5, UMT5_TOKENIZER, VAE_2_1
 from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable, WorkerError
 from wan_worker.hub import MAX_WAIT_SECONDS, Hub, Stopped
 from wan_worker.progress import Control

@@ -1,0 +1,100 @@
+"""What are Wan's pipelines put together from, and what does each piece weigh?
+
+Sizes are parameters times width; the parameters were counted on the real classes (the tests count
+them again). Not covered: which model needs which pieces (catalog), where they are (weights).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Component:
+    """One piece of a pipeline, stored once and shared by every model that names it."""
+
+    name: str
+    """Folder in the store."""
+    role: str
+    """Name of the pipeline's constructor argument, and of the folder in a diffusers repository."""
+    class_name: str
+    """``library:Class`` that loads it."""
+    repository: str
+    """The one Hub repository that the store's copy is downloaded from."""
+    hub_bytes: int
+    """Size of its files there."""
+    stored_bytes: int
+    """Size in the store: in bf16, with what must stay in fp32 in fp32."""
+    keep_fp32: bool = False
+    """Encoding to bf16 latents shifts image-to-video, so the VAE stays in fp32."""
+
+
+T2V_1_3B_REPOSITORY: Final = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+I2V_480P_REPOSITORY: Final = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
+TI2V_5B_REPOSITORY: Final = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+
+# Every Wan repository holds the same text encoder: the 2.1 ones in fp32 (22.7 GB), the 2.2 ones in
+# bf16, so the store takes a 2.2 copy, half the download, and the tokenizer that lies beside it.
+UMT5 = Component(
+    name="umt5-xxl",
+    role="text_encoder",
+    class_name="transformers:UMT5EncoderModel",
+    repository=TI2V_5B_REPOSITORY,
+    hub_bytes=11_361_820_672,
+    stored_bytes=11_361_820_672,
+)
+UMT5_TOKENIZER = Component(
+    name="umt5-tokenizer",
+    role="tokenizer",
+    class_name="transformers:AutoTokenizer",
+    repository=TI2V_5B_REPOSITORY,
+    hub_bytes=22_000_000,
+    stored_bytes=22_000_000,
+)
+VAE_2_1 = Component(
+    name="wan2.1-vae",
+    role="vae",
+    class_name="diffusers:AutoencoderKLWan",
+    repository=T2V_1_3B_REPOSITORY,
+    hub_bytes=507_570_124,
+    stored_bytes=507_570_124,
+    keep_fp32=True,
+)
+VAE_2_2 = Component(
+    name="wan2.2-vae",
+    role="vae",
+    class_name="diffusers:AutoencoderKLWan",
+    repository=TI2V_5B_REPOSITORY,
+    hub_bytes=2_818_754_672,
+    stored_bytes=2_818_754_672,
+    keep_fp32=True,
+)
+CLIP = Component(
+    name="clip-vit-h",
+    role="image_encoder",
+    class_name="transformers:CLIPVisionModel",
+    repository=I2V_480P_REPOSITORY,
+    hub_bytes=1_261_532_160,
+    stored_bytes=1_261_532_160,
+)
+CLIP_PROCESSOR = Component(
+    name="clip-image-processor",
+    role="image_processor",
+    class_name="transformers:CLIPImageProcessorPil",
+    repository=I2V_480P_REPOSITORY,
+    hub_bytes=1_000,
+    stored_bytes=1_000,
+)
+
+
+def transformer(
+    model_id: str, repository: str, hub_bytes: int, stored_bytes: int, role: str = "transformer"
+) -> Component:
+    """A model's own transformer; ``transformer_2`` is the low-noise expert of a Wan 2.2 A14B."""
+    return Component(
+        name=f"{model_id}.{role}",
+        role=role,
+        class_name="diffusers:WanTransformer3DModel",
+        repository=repository,
+        hub_bytes=hub_bytes,
+        stored_bytes=stored_bytes,
+    )
