@@ -92,9 +92,16 @@ MUTANTS = (
     Mutant(
         "seed ignored",
         GENERATE,
-        "manual_seed(plan.seed)",
+        "manual_seed(output.seed)",
         "manual_seed(0)",
         "tests/test_generate.py::test_every_setting_reaches_the_latents",
+    ),
+    Mutant(
+        "a batch of one seed",
+        GENERATE,
+        "manual_seed(output.seed)",
+        "manual_seed(plan.outputs[0].seed)",
+        f"{MEANING}::test_a_seeds_content_survives_a_batch",
     ),
 )
 

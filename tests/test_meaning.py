@@ -5,6 +5,7 @@ Shape, colour, background and motion are read back from the delivered file by pl
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.test_generate import build, make_plan
 from tests.test_job import data_uri
 from wan_worker import generate, job
 from wan_worker.measure import Measured, measure
+from wan_worker.outputs import Output
+from wan_worker.progress import Control
 
 Serve = Callable[..., Answer]
 
@@ -121,27 +124,19 @@ def test_a_video_begins_with_its_image_and_goes_on_as_the_prompt_says(
 
 def test_a_seeds_content_survives_a_batch(worker: job.Worker) -> None:
     planned = make_plan(worker, **(CLIP | {"prompt": PROMPT}))
+    other = "a blue square moving left on a yellow background"
     pipeline = build(worker, planned)
-    embeds, negative, _ = generate.encode_prompts(pipeline, planned)
-    assert negative is not None
 
-    def latents(seeds: list[int]) -> torch.Tensor:
-        made: torch.Tensor = pipeline(
-            prompt_embeds=embeds.expand(len(seeds), -1, -1),
-            negative_prompt_embeds=negative.expand(len(seeds), -1, -1),
-            height=64,
-            width=96,
-            num_frames=17,
-            num_inference_steps=16,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            output_type="latent",
-            return_dict=False,
-        )[0]
-        return made
+    def clips(*outputs: Output) -> list[NDArray[np.uint8]]:
+        """Denoised in one call."""
+        batch = replace(planned, outputs=outputs)
+        embeds, negative, _ = generate.encode_prompts(pipeline, batch)
+        made = generate.denoise(pipeline, batch, embeds, negative, None, Control())
+        return [torch.cat(list(generate.decode(pipeline.vae, x[None]))).numpy() for x in made]
 
-    alone, together = latents([1]), latents([9, 1])[1:]
-    one, two = (
-        torch.cat(list(generate.decode(pipeline.vae, x))).numpy() for x in (alone, together)
-    )
-    assert psnr(one, two) > 40
-    assert said(measure(one)) == said(measure(two)) == ("red", "circle", "right", "white")
+    [alone] = clips(Output(PROMPT, 1))
+    another, together = clips(Output(other, 9), Output(PROMPT, 1))
+    assert psnr(alone, together) > 40
+    assert said(measure(alone)) == said(measure(together)) == ("red", "circle", "right", "white")
+    found = measure(another)
+    assert (found.colour, found.motion, found.background) == ("blue", "left", "yellow")

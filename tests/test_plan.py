@@ -571,6 +571,46 @@ def test_the_work_limit_itself_is_allowed_and_counts_the_frames_generated() -> N
         make(size="1280x720", num_frames=94, num_inference_steps=83)  # 97 frames are generated
 
 
+# --- Several outputs ---
+
+
+def test_the_work_limit_counts_every_output() -> None:
+    work: dict[str, Any] = {"size": "1280x720", "num_frames": 161, "num_inference_steps": 25}
+    assert len(make(work, num_outputs=2).outputs) == 2
+    with pytest.raises(InvalidRequest, match="outputs"):
+        make(work, num_outputs=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "together"),
+    [
+        # 1560 tokens to a latent frame of 832x480, and 32760 to a call.
+        pytest.param({"mode": "image", "num_outputs": 4}, 4, id="four-stills"),
+        pytest.param({"num_frames": 81, "num_outputs": 4}, 1, id="long-clips-go-in-turn"),
+        pytest.param({"num_frames": 37, "num_outputs": 2}, 2, id="two-short-clips"),
+        pytest.param({"num_frames": 41, "num_outputs": 2}, 1, id="two-just-too-long"),
+        pytest.param({"num_frames": 25, "num_outputs": 4}, 2, id="even-batches"),
+        pytest.param({"num_frames": 25, "prompt": ["a", "b", "c"]}, 3, id="a-list-of-prompts"),
+        pytest.param({"num_frames": 5}, 1, id="a-single-output"),
+        pytest.param({"num_frames": 37, "num_outputs": 2, "image_url": URL}, 2, id="an-image"),
+    ],
+)
+def test_outputs_are_denoised_together_while_that_is_less_than_one_long_clip(
+    fields: Mapping[str, Any], together: int
+) -> None:
+    made = make(fields, size="832x480", hardware=gpu(80))
+    assert made.batch_size == together
+    reasons = reasons_about(made, "batch_size")
+    assert len(reasons) == (len(made.outputs) > 1)
+    assert all(reason.startswith(f"batch_size: {together}") for reason in reasons)
+
+
+def test_a_cpu_makes_several_outputs_in_turn_and_says_why() -> None:
+    made = make(mode="image", num_outputs=4)
+    assert made.batch_size == 1
+    assert reasons_about(made, "batch_size") == ["batch_size: 1, a CPU gains nothing from more"]
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

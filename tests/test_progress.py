@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wan_worker.errors import Canceled, DeadlineExceeded
-from wan_worker.progress import Control, Event, Relay
+from wan_worker.progress import Control, Event, Part, Relay
 
 
 class Clock:
@@ -175,6 +175,41 @@ def test_an_events_public_form_holds_only_what_is_known() -> None:
         "message": "denoise: step 3 of 10",
         "seconds_left": 12.3,
     }
+
+
+def test_a_report_says_which_of_several_outputs_it_is_about() -> None:
+    control = Control()
+    control.part = Part("output", 2, 2, 4)
+    control.enter("denoise")
+    assert control.latest.public()["message"] == "denoise, output 2 of 4"
+    control.step(3, 10)
+    public = control.latest.public()
+    assert (public["output"], public["outputs"], public["step"]) == (2, 4, 3)
+    assert public["message"] == "denoise, output 2 of 4: step 3 of 10"
+    control.part = Part("output", 1, 4, 4)
+    control.step(4, 10)
+    assert control.latest.public()["message"] == "denoise, outputs 1 to 4 of 4: step 4 of 10"
+
+
+def test_a_late_job_can_be_granted_the_time_to_save_its_work(clock: Clock) -> None:
+    control = Control(10, clock=clock)
+    clock.now += 11
+    with pytest.raises(DeadlineExceeded):
+        control.check()
+    control.extend(5)
+    control.check()
+    clock.now += 6
+    with pytest.raises(DeadlineExceeded):
+        control.check()
+
+
+def test_an_extension_takes_no_time_away(clock: Clock) -> None:
+    control = Control(100, clock=clock)
+    control.extend(5)
+    assert control.seconds_left == 100
+    unlimited = Control(clock=clock)
+    unlimited.extend(5)
+    assert unlimited.seconds_left is None
 
 
 # --- Relay ---

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from wan_worker import contract, request
 from wan_worker.contract import SCHEMAS_DIR
 from wan_worker.errors import ConfigInvalid, InvalidRequest
+from wan_worker.outputs import Output
 from wan_worker.request import Notice, Request
 
 CONTRACT = contract.load()
@@ -84,7 +85,9 @@ def test_a_job_without_an_id_is_called_local() -> None:
 
 def test_a_request_is_only_what_was_asked_for_and_leaves_the_rest_to_the_plan() -> None:
     asked = parse(seed=7)
-    assert asked == Request(job_id="job-1", mode="video", model="auto", prompt="a cat", seed=7)
+    assert asked == Request(
+        job_id="job-1", mode="video", model="auto", outputs=(Output("a cat", 7),)
+    )
 
 
 # --- Field names ---
@@ -183,7 +186,11 @@ WRONG_VALUES = [
     pytest.param("num_frames", 17.5, "integer", id="half-a-frame"),
     pytest.param("num_frames", None, "integer", id="null-is-not-left-out"),
     pytest.param("reference_fallback", 1, "boolean", id="one-is-not-true"),
-    pytest.param("prompt", ["a", "b"], "string", id="list-of-prompts"),
+    pytest.param("prompt", [], "at least", id="empty-list-of-prompts"),
+    pytest.param("prompt", list("abcde"), "at most", id="five-prompts"),
+    pytest.param("num_outputs", 0, "at least", id="no-output"),
+    pytest.param("num_outputs", 5, "at most", id="five-outputs"),
+    pytest.param("num_outputs", True, "integer", id="boolean-is-no-count"),
     pytest.param("seed", LARGEST_SEED + 1, "at most", id="seed-beyond-int64"),
     pytest.param("seed", 1e300, "at most", id="seed-as-huge-float"),
     pytest.param("seed", 10**400, "at most", id="seed-of-400-digits"),
@@ -304,8 +311,8 @@ def test_a_prompt_may_hold_newlines_tabs_emoji_and_chinese() -> None:
 
 def test_an_integer_may_be_written_with_a_zero_fraction() -> None:
     asked = parse(num_frames=17.0, fps=16.0, num_inference_steps=4.0, seed=9.0, size=None)
-    assert (asked.num_frames, asked.fps, asked.num_inference_steps, asked.seed) == (17, 16, 4, 9)
-    numbers = (asked.num_frames, asked.fps, asked.num_inference_steps, asked.seed)
+    numbers = (asked.num_frames, asked.fps, asked.num_inference_steps, asked.outputs[0].seed)
+    assert numbers == (17, 16, 4, 9)
     assert all(type(number) is int for number in numbers)
     sides = parse(width=832.0, height=480.0).size
     assert sides == (832, 480)
@@ -364,6 +371,12 @@ CONTRADICTIONS = [
     pytest.param({"size": "832x480", "width": 832}, "size", id="size-and-width"),
     pytest.param({"width": 832}, "height", id="width-alone"),
     pytest.param({"height": 480}, "width", id="height-alone"),
+    pytest.param({"prompt": ["a", "b"], "num_outputs": 2}, "num_outputs", id="list-and-count"),
+    pytest.param({"prompt": ["a", " "]}, "prompt/1", id="list-with-a-blank-prompt"),
+    pytest.param({"num_outputs": 2, "seed": LARGEST_SEED}, "seed", id="second-seed-too-large"),
+    pytest.param(
+        {"prompt": ["a", "b", "c"], "seed": LARGEST_SEED - 1}, "seed", id="third-seed-too-large"
+    ),
     pytest.param({"num_frames": 16, "duration": 1}, "duration", id="frames-and-duration"),
     pytest.param(
         {"size": "832x480", "orientation": "portrait"}, "orientation", id="wide-but-portrait"
@@ -460,14 +473,14 @@ def test_an_orientation_that_agrees_with_the_size_is_welcome() -> None:
     "absent", [None, -1, -1.0], ids=["left-out", "minus-one", "minus-one-float"]
 )
 def test_a_seed_that_is_left_open_is_drawn_and_safe_in_javascript(absent: float | None) -> None:
-    drawn = {parse(seed=absent).seed for _ in range(20)}
+    drawn = {parse(seed=absent).outputs[0].seed for _ in range(20)}
     assert len(drawn) > 15
     assert all(0 <= seed < 2**53 for seed in drawn)
 
 
 @pytest.mark.parametrize("seed", [0, 1, LARGEST_SEED])
 def test_a_seed_that_is_given_is_kept_to_the_last_digit(seed: int) -> None:
-    assert parse(seed=seed).seed == seed
+    assert parse(seed=seed).outputs[0].seed == seed
 
 
 # --- Presets ---
@@ -646,7 +659,7 @@ def test_without_image_keeps_the_rest_and_adds_the_reason() -> None:
     plain = asked.without_image(Notice("WHY", "because"))
     assert plain.image is None
     assert [n.code for n in plain.notices] == ["END_REFERENCE_IGNORED", "WHY"]
-    assert (plain.prompt, plain.seed) == (asked.prompt, asked.seed)
+    assert plain.outputs == asked.outputs
 
 
 # --- s3Config ---
@@ -707,7 +720,7 @@ def test_a_request_prints_without_the_secrets_of_its_bucket() -> None:
 @pytest.mark.parametrize("field", sorted(SCHEMA["properties"]))
 @pytest.mark.parametrize(
     "value",
-    [CANARY + "\x00", [CANARY], CANARY * 2_000_000, {"first_frame": [CANARY]}],
+    [CANARY + "\x00", [[CANARY]], CANARY * 2_000_000, {"first_frame": [CANARY]}],
     ids=["control", "list", "oversized", "object"],
 )
 def test_a_failing_value_is_never_repeated(field: str, value: Any) -> None:
@@ -730,6 +743,49 @@ def test_a_failing_value_is_never_repeated(field: str, value: Any) -> None:
 )
 def test_a_text_in_a_field_that_takes_none_is_never_repeated(field: str) -> None:
     assert "canary" not in refused_video(**{field: CANARY}).message
+
+
+# --- Several outputs ---
+
+
+@pytest.mark.parametrize(
+    ("second", "rule"),
+    [(1, "string"), ("", "at least"), ("x" * 8001, "at most"), (["b"], "string")],
+)
+def test_each_prompt_of_a_list_is_held_to_the_rules_of_one(second: Any, rule: str) -> None:
+    error = refused_video(prompt=["a", second])
+    assert error.field == "/input/prompt/1"
+    assert rule in error.message
+
+
+def test_output_i_uses_seed_plus_i() -> None:
+    assert parse(seed=7, num_outputs=3.0).outputs == tuple(Output("a cat", s) for s in (7, 8, 9))
+
+
+def test_a_list_of_prompts_makes_one_output_of_each() -> None:
+    asked = parse(seed=7, prompt=["a cat", "a dog", "a cat"])
+    assert asked.outputs == (Output("a cat", 7), Output("a dog", 8), Output("a cat", 9))
+    assert asked.prompt == "a cat"
+
+
+def test_a_list_of_one_prompt_is_that_prompt() -> None:
+    assert parse(seed=7, prompt=["a cat"]) == parse(seed=7)
+    assert parse(seed=7, prompt=["a cat"], num_outputs=2) == parse(seed=7, num_outputs=2)
+    assert parse(prompt=["a", "b"], num_outputs=1).outputs[1].prompt == "b"
+
+
+def test_the_last_output_may_have_the_largest_seed() -> None:
+    assert parse(seed=LARGEST_SEED - 3, num_outputs=4).outputs[-1].seed == LARGEST_SEED
+
+
+def test_drawn_seeds_of_several_outputs_follow_each_other() -> None:
+    first, second = parse(num_outputs=2).outputs
+    assert second.seed == first.seed + 1
+
+
+def test_several_outputs_may_come_of_an_image_alone() -> None:
+    asked = parse(prompt=None, image_url=URL, num_outputs=2, seed=1)
+    assert asked.outputs == (Output("", 1), Output("", 2))
 
 
 # --- The schema files ---
@@ -851,6 +907,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "solver": st.sampled_from(["unipc", "euler", "dpm++"]),
     "flow_shift": st.floats(0.1, 20),
     "seed": st.integers(-1, LARGEST_SEED),
+    "num_outputs": st.sampled_from([1, 2, 4.0]),
     "output_format": st.sampled_from(["mp4", "png", "jpeg", "webp"]),
     "response_format": st.sampled_from(["url", "base64"]),
     "reference_fallback": st.booleans(),
@@ -881,8 +938,9 @@ def test_whatever_is_accepted_is_whole_and_of_the_right_types(fields: dict[str, 
         assert json.dumps(fields) == before  # the caller's dict is left alone
     assert asked.mode in ("image", "video")
     assert asked.prompt.strip() or asked.image
-    assert 0 <= asked.seed <= LARGEST_SEED
-    for name in ("seed", "num_frames", "fps", "num_inference_steps"):
+    assert 0 <= asked.outputs[0].seed <= asked.outputs[-1].seed <= LARGEST_SEED
+    assert all(type(output.seed) is int for output in asked.outputs)
+    for name in ("num_frames", "fps", "num_inference_steps"):
         assert type(getattr(asked, name)) in (int, type(None)), name
     if asked.size is not None:
         assert all(type(side) is int and 16 <= side <= 1920 for side in asked.size)

@@ -28,6 +28,7 @@ ORDER = [
         "components",
         "catalog",
         "contract",
+        "outputs",
         "request",
         "hardware",
         "plan",
@@ -35,7 +36,7 @@ ORDER = [
     ),
     *("addresses", "net", "images", "measure"),
     *("tensors", "weights", "tiny", "hub", "download", "pipelines"),
-    *("generate", "encode", "artifact", "storage", "response", "callback", "job"),
+    *("generate", "encode", "artifact", "storage", "response", "delivery", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

@@ -4,8 +4,9 @@ diffusers' pipeline makes the latents; the decoding is ours, because the stock o
 in fp32 before the first can be written. The causal VAE is decoded one latent frame at a time, and
 each chunk leaves as uint8: memory does not grow with the length of the video.
 
-Promises: the same plan, image and machine give the same frames, whatever ran before; a cancelled
-job stops within one denoising step; the decoder's hooks and caches are left clean.
+Promises: the same plan, image and machine give the same frames, whatever ran before; an output has
+the content that it has alone, to the bit where it is denoised alone (batch_size 1); a cancelled job
+stops within one denoising step; the decoder's hooks and caches are left clean.
 Not covered: files (encode) and memory faults (job).
 """
 
@@ -30,26 +31,37 @@ if TYPE_CHECKING:
 def encode_prompts(
     pipeline: Any, plan: Plan
 ) -> tuple["torch.Tensor", "torch.Tensor | None", tuple[Notice, ...]]:
-    """Prompt and negative prompt as umT5 embeddings [1, 512, text_dim]; None without guidance."""
-    notices = []
-    tokens = len(pipeline.tokenizer(plan.prompt, verbose=False).input_ids)
-    if tokens > MAX_PROMPT_TOKENS:
-        notices.append(
-            Notice(
-                "PROMPT_TRUNCATED",
-                f"The prompt has {tokens} tokens; the model reads the first {MAX_PROMPT_TOKENS}.",
-            )
-        )
-    # encode_prompt's own default is 226 tokens; __call__ uses 512.
+    """The plan's prompts as umT5 embeddings: each distinct one is encoded once, by itself.
+
+    Returns:
+        [outputs, 512, text_dim]; the negative prompt's [1, 512, text_dim], None without guidance;
+        and what the user would mind.
+    """
     import torch
 
-    with torch.no_grad():
-        embeds, negative_embeds = pipeline.encode_prompt(
-            prompt=plan.prompt,
-            negative_prompt=plan.negative_prompt,
-            do_classifier_free_guidance=plan.guidance_scale > 1.0,
-            max_sequence_length=MAX_PROMPT_TOKENS,
-        )
+    notices = []
+    encoded: dict[str, torch.Tensor] = {}
+    negative_embeds = None
+    for prompt in dict.fromkeys(output.prompt for output in plan.outputs):
+        tokens = len(pipeline.tokenizer(prompt, verbose=False).input_ids)
+        if tokens > MAX_PROMPT_TOKENS:
+            which = "The prompt" if not encoded else f"Prompt {len(encoded) + 1}"
+            notices.append(
+                Notice(
+                    "PROMPT_TRUNCATED",
+                    f"{which} has {tokens} tokens; the model reads the first {MAX_PROMPT_TOKENS}.",
+                )
+            )
+        with torch.no_grad():
+            encoded[prompt], negative = pipeline.encode_prompt(
+                prompt=prompt,
+                negative_prompt=plan.negative_prompt,
+                do_classifier_free_guidance=plan.guidance_scale > 1.0 and not encoded,
+                # Its own default is 226 tokens; __call__ uses 512.
+                max_sequence_length=MAX_PROMPT_TOKENS,
+            )
+        negative_embeds = negative if negative_embeds is None else negative_embeds
+    embeds = torch.cat([encoded[output.prompt] for output in plan.outputs])
     return embeds, negative_embeds, tuple(notices)
 
 
@@ -61,9 +73,11 @@ def denoise(
     image: "Image | None",
     control: Control,
 ) -> "torch.Tensor":
-    """Normalised latents [1, z, latent_frames, height / 8, width / 8] of the plan's clip.
+    """Normalised latents [outputs, z, latent_frames, height / 8, width / 8] of the plan's outputs.
 
     Args:
+        prompt_embeds: [outputs, 512, text_dim].
+        negative_prompt_embeds: [1, 512, text_dim], or None without guidance.
         image: RGB, already at the plan's generated size; None for text-to-video.
 
     Raises:
@@ -80,6 +94,12 @@ def denoise(
 
     width, height = plan.generated_size
     extra = {} if image is None else {"image": image}
+    count = len(plan.outputs)
+    if negative_prompt_embeds is not None:
+        negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
+    # Noise is drawn on the CPU, so that a seed means the same on every device, and from one
+    # generator for each output, so that it means the same in every batch.
+    generators = [torch.Generator("cpu").manual_seed(output.seed) for output in plan.outputs]
     try:
         latents: torch.Tensor = pipeline(
             prompt_embeds=prompt_embeds,
@@ -90,8 +110,7 @@ def denoise(
             num_inference_steps=plan.num_inference_steps,
             guidance_scale=plan.guidance_scale,
             guidance_scale_2=plan.guidance_scale_2,
-            # On the CPU, so that a seed means the same noise on every device.
-            generator=torch.Generator("cpu").manual_seed(plan.seed),
+            generator=generators if count > 1 else generators[0],
             output_type="latent",
             return_dict=False,
             callback_on_step_end=on_step_end,

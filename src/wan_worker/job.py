@@ -22,6 +22,7 @@ from wan_worker import (
     artifact,
     callback,
     contract,
+    delivery,
     encode,
     generate,
     hardware,
@@ -33,6 +34,7 @@ from wan_worker import (
     storage,
     weights,
 )
+from wan_worker.artifact import Artifact
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.contract import Contract
 from wan_worker.errors import (
@@ -43,7 +45,6 @@ from wan_worker.errors import (
     ImageRejected,
     ModelCorrupt,
     ModelUnavailable,
-    StorageFailed,
     UrlBlocked,
     WorkerError,
     public_json,
@@ -52,12 +53,12 @@ from wan_worker.faults import classify
 from wan_worker.hardware import Hardware
 from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
-from wan_worker.progress import Control
+from wan_worker.progress import Control, Part
 from wan_worker.request import Notice, Request
 from wan_worker.settings import Settings
-from wan_worker.storage import StoredAsset
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
@@ -144,76 +145,74 @@ def _serve(
 ) -> dict[str, Any]:
     control.enter("plan")
     asked = known.asked = request.parse(job, worker.contract)
-    destination = _destination(asked, worker)
+    destination = delivery.destination(asked, worker.settings, worker.policy)
     planned = known.planned = _plan(asked, worker)
     control.enter("fetch")
     planned, image = _with_image(asked, planned, worker, control)
     known.planned = planned
-    spec, target = _spec(planned), folder / f"0.{encode.EXTENSIONS[planned.output_format]}"
-    control.enter("queue")
-    with _exclusive(worker.gpu, control):
-        planned = _make(planned, image, target, spec, worker, control)
-    control.enter("check")
-    made = artifact.check(target, spec, control, worker.ffmpeg)
-    control.close_stage()
-    seconds = time.monotonic() - control.started
-    control.enter("upload")
-    stored = _deliver(made, asked, planned, destination, seconds, worker, control)
-    control.close_stage()
-    return response.completed(asked, planned, [stored], seconds, control, public=True)
+    made: list[Artifact] = []
+    output_dir = worker.settings.output_dir
+    with delivery.rescued(made, asked, planned, destination, output_dir, control):
+        control.enter("queue")
+        with _exclusive(worker.gpu, control):
+            planned = _make(planned, image, folder, made, worker, control)
+        control.enter("upload")
+        stored = delivery.deliver(made, asked, planned, destination, control)
+        control.close_stage()
+    return response.completed(asked, planned, stored, control)
 
 
 def _make(
     planned: Plan,
     image: "Image | None",
-    target: Path,
-    spec: encode.Spec,
+    folder: Path,
+    made: list[Artifact],
     worker: Worker,
     control: Control,
 ) -> Plan:
-    """The part that needs the GPU: from a plan to a file. Returns the plan with its notices."""
+    """The part that needs the GPU: from a plan to checked files, each of which goes into ``made``.
+
+    Returns:
+        The plan with the notices that came up on the way.
+    """
     control.enter("load")
     here = _installed(worker)[planned.model.id]
     pipeline = worker.pool.pipeline(planned, here, control.check)
     control.enter("prompt")
     embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
-    control.enter("denoise")
-    latents = generate.denoise(pipeline, planned, embeds, negative_embeds, image, control)
-    control.enter("decode_encode")
-    # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
-    # the middle of the next job.
-    with closing(generate.frames(pipeline.vae, latents, planned, control)) as frames:
-        encode.write(frames, target, spec, control, worker.ffmpeg)
+    count = len(planned.outputs)
+    for first in range(0, count, planned.batch_size):
+        rows = slice(first, min(first + planned.batch_size, count))
+        control.part = _part(rows.start, rows.stop, count)
+        control.enter("denoise")
+        batch = replace(planned, outputs=planned.outputs[rows])
+        latents = generate.denoise(pipeline, batch, embeds[rows], negative_embeds, image, control)
+        for index in range(rows.start, rows.stop):
+            clip = latents[index - first : index - first + 1]
+            control.part = _part(index, index + 1, count)
+            target = folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
+            made.append(_file(clip, pipeline.vae, target, planned, worker, control))
+    control.part = None
     return replace(planned, notices=(*planned.notices, *notices))
 
 
-def _deliver(
-    made: artifact.Artifact,
-    asked: Request,
-    planned: Plan,
-    destination: storage.Destination,
-    seconds: float,
-    worker: Worker,
-    control: Control,
-) -> StoredAsset:
-    """Put the file and then its manifest; what a bucket will not take is kept on disk."""
-    job_id = asked.job_id
-    try:
-        stored = storage.put(made, 0, planned.seed, job_id, destination, control)
-        manifest = response.completed(asked, planned, [stored], seconds, control, public=False)
-        storage.put_manifest(manifest, job_id, destination)
-    except StorageFailed:
-        try:
-            kept = storage.keep(made, 0, job_id, worker.settings.output_dir)
-            log.warning("job %s: the finished file is kept at %s", kept.parent.name, kept)
-        except WorkerError as problem:
-            log.warning("the finished file could not be kept either: %s", problem.message)
-        raise
-    where = stored.url if isinstance(destination, storage.Folder) else stored.key or "the response"
-    log.info("job %s: %s %dx%d, %d frame(s), seed %d, %.1f s -> %s",
-             storage.job_folder(job_id), planned.model.id, made.width, made.height,
-             made.num_frames, planned.seed, seconds, where)  # fmt: skip
-    return stored
+def _file(
+    latents: "torch.Tensor", vae: Any, target: Path, planned: Plan, worker: Worker, control: Control
+) -> Artifact:
+    """One clip's latents as a checked file."""
+    spec = _spec(planned)
+    control.enter("decode_encode")
+    # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
+    # the middle of the next job.
+    with closing(generate.frames(vae, latents, planned, control)) as frames:
+        encode.write(frames, target, spec, control, worker.ffmpeg)
+    control.enter("check")
+    return artifact.check(target, spec, control, worker.ffmpeg)
+
+
+def _part(first: int, last: int, count: int) -> Part | None:
+    """Outputs ``first`` to before ``last``, from 0; nothing to say of a single one."""
+    return Part("output", first + 1, last, count) if count > 1 else None
 
 
 def _plan(asked: Request, worker: Worker) -> Plan:
@@ -256,28 +255,6 @@ def _without_image(asked: Request, problem: WorkerError) -> Request:
             f"Made from the prompt alone; the reference image failed with {problem.code}: "
             f"{problem.message}",
         )
-    )
-
-
-def _destination(asked: Request, worker: Worker) -> storage.Destination:
-    """Where the assets go. A caller's endpoints pass the address guard before the work."""
-    if asked.callback_url is not None:
-        net.check(asked.callback_url, worker.policy, field="/input/callback_url")
-    if asked.bucket is not None:
-        net.check(
-            asked.bucket.endpoint_url,
-            worker.policy,
-            field="/s3Config/endpointUrl",
-            https_only=True,
-        )
-    settings = worker.settings
-    return storage.choose(
-        job_bucket=asked.bucket,
-        bucket=settings.bucket,
-        url_expiry_seconds=settings.url_expiry_seconds,
-        output_dir=settings.output_dir,
-        response_format=asked.response_format,
-        on_platform=settings.on_platform,
     )
 
 

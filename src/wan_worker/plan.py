@@ -8,6 +8,7 @@ Rules, in order:
    its own, the image's shape at the pixel budget (known once the image is there: ``fit_to_image``).
 4. The length: as asked, generated at the next 4k+1 and trimmed.
 5. The placement: all weights stay on the GPU where they fit, else they take turns.
+6. Several outputs: denoised together while that is less than one long clip, else in turn.
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
 Not covered: how long a job will take, and memory beyond a fixed allowance for activations.
@@ -16,15 +17,23 @@ Not covered: how long a job will take, and memory beyond a fixed allowance for a
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.hardware import Hardware
+from wan_worker.outputs import Output
 from wan_worker.request import Mode, Notice, Request
 
 WORKING_BYTES = 8 * 1024**3
 """GPU memory kept free for activations; an estimate, not yet measured per size."""
+
+BATCH_TOKENS: Final = 32_760
+"""Tokens in one denoising call: those of one 832x480 clip of 81 frames. That many keep an H100 busy
+(a second clip beside it would save nothing), and WORKING_BYTES holds their activations."""
+
+NO_BATCH: Final = ("WanVACEPipeline",)
+"""Pipelines of diffusers that refuse a list of generators."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,10 @@ class Plan:
 
     model: Model
     mode: Mode
-    prompt: str
+    outputs: tuple[Output, ...]
+    """What to make, in order: a prompt and a seed each."""
+    batch_size: int
+    """Outputs that one denoising call makes."""
     negative_prompt: str
     has_image: bool
     size: Size | None
@@ -47,7 +59,6 @@ class Plan:
     """Guidance of the low-noise expert; None where there is one transformer."""
     solver: str
     flow_shift: float
-    seed: int
     output_format: str
     device: Literal["cuda", "cpu"]
     placement: Literal["resident", "offload"]
@@ -89,6 +100,7 @@ class Plan:
             "solver": self.solver,
             "flow_shift": self.flow_shift,
             "negative_prompt": self.negative_prompt,
+            "batch_size": self.batch_size,
             "reasons": list(self.reasons),
         }
 
@@ -174,7 +186,8 @@ def make(
     plan = Plan(
         model=model,
         mode=request.mode,
-        prompt=request.prompt,
+        outputs=request.outputs,
+        batch_size=1,
         negative_prompt=(
             NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
         ),
@@ -188,7 +201,6 @@ def make(
         guidance_scale_2=guidance_2,
         solver=solver,
         flow_shift=float(flow_shift),
-        seed=request.seed,
         output_format=request.output_format,
         device=hardware.device,
         placement=placement,
@@ -196,13 +208,37 @@ def make(
         reasons=tuple(reasons),
         notices=tuple(notices),
     )
-    if area * plan.generated_frames * steps > MAX_WORK:
+    if area * plan.generated_frames * steps * len(plan.outputs) > MAX_WORK:
         raise InvalidRequest(
-            "Size x frames x steps is over this worker's limit of "
+            "Size x frames x steps x outputs is over this worker's limit of "
             f"{MAX_WORK:.3g} pixel-steps; lower one of them",
             field=request.pointer("num_inference_steps"),
         )
+    if len(plan.outputs) > 1:
+        together, why = batch_size(plan, area)
+        plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
     return _explain_grid(plan) if plan.size is not None else plan
+
+
+def batch_size(plan: Plan, area: int) -> tuple[int, str]:
+    """How many outputs one denoising call makes, and why.
+
+    A GPU is fed better by several small outputs at a time: as many as stay within BATCH_TOKENS.
+
+    Args:
+        area: pixels of a frame, at most.
+    """
+    wanted = len(plan.outputs)
+    if plan.device == "cpu":
+        return 1, "batch_size: 1, a CPU gains nothing from more"
+    if plan.pipeline in NO_BATCH:
+        return 1, f"batch_size: 1, {plan.model.id}'s pipeline makes one at a time"
+    latent_frames = (plan.generated_frames - 1) // plan.model.temporal_stride + 1
+    tokens = latent_frames * math.ceil(area / plan.model.grid**2)
+    fitting = max(1, min(wanted, BATCH_TOKENS // tokens))
+    # Even batches: four outputs where three would fit go as two and two.
+    size = math.ceil(wanted / math.ceil(wanted / fitting))
+    return size, f"batch_size: {size} of {wanted} outputs at a time, {tokens} tokens each"
 
 
 def fit_to_image(plan: Plan, image_size: Size) -> Plan:

@@ -21,6 +21,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which of several things the job is at: ``first`` to ``last`` of ``count``, from 1."""
+
+    name: str
+    first: int
+    last: int
+    count: int
+
+    def __str__(self) -> str:
+        if self.first == self.last:
+            return f"{self.name} {self.first} of {self.count}"
+        return f"{self.name}s {self.first} to {self.last} of {self.count}"
+
+
+@dataclass(frozen=True)
 class Event:
     """One report. ``number`` grows by one with each, so that a reader can order them."""
 
@@ -30,13 +45,18 @@ class Event:
     steps: int | None = None
     seconds_left: float | None = None
     """Of this stage, by the average pace so far."""
+    part: Part | None = None
 
     def public(self) -> dict[str, Any]:
         """What the caller of /status sees: only what is known."""
         body: dict[str, Any] = {"stage": self.stage, "number": self.number}
+        where = self.stage
+        if self.part is not None:
+            body |= {self.part.name: self.part.first, f"{self.part.name}s": self.part.count}
+            where = body["message"] = f"{self.stage}, {self.part}"
         if self.step is not None:
             body |= {"step": self.step, "steps": self.steps}
-            body["message"] = f"{self.stage}: step {self.step} of {self.steps}"
+            body["message"] = f"{where}: step {self.step} of {self.steps}"
         if self.seconds_left is not None:
             body["seconds_left"] = round(self.seconds_left, 1)
         return body
@@ -64,6 +84,8 @@ class Control:
         self._deadline = None if seconds is None else self.started + seconds
         self._stage_started = self.started
         self.latest = Event(0, "queue")
+        self.part: Part | None = None
+        """Which of several outputs the job is at; the job sets it, every report repeats it."""
         self.timings: dict[str, float] = {}
         """Seconds spent in each stage that has ended."""
 
@@ -95,11 +117,16 @@ class Control:
         """Of the whole job, or None without a deadline."""
         return None if self._deadline is None else self._deadline - self._clock()
 
+    def extend(self, seconds: float) -> None:
+        """Grant a late job this many seconds more, to save what it has finished."""
+        if self._deadline is not None:
+            self._deadline = max(self._deadline, self._clock() + seconds)
+
     def enter(self, stage: str) -> None:
         """Begin a stage: checks, closes the books on the one before, and reports."""
         self.check()
         self.close_stage()
-        self.latest = Event(self.latest.number + 1, stage)
+        self.latest = Event(self.latest.number + 1, stage, part=self.part)
         self._notify()
 
     def close_stage(self) -> None:
@@ -112,7 +139,9 @@ class Control:
         """Report step ``done`` of ``steps`` within the stage, and check."""
         self.check()
         pace = (self._clock() - self._stage_started) / max(done, 1)
-        self.latest = Event(self.latest.number + 1, self.stage, done, steps, pace * (steps - done))
+        self.latest = Event(
+            self.latest.number + 1, self.stage, done, steps, pace * (steps - done), self.part
+        )
         self._notify()
 
 

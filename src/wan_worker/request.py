@@ -10,18 +10,16 @@ a URL (net, images).
 """
 
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+from wan_worker import outputs
 from wan_worker.catalog import Size
 from wan_worker.contract import Contract, check
 from wan_worker.errors import InvalidRequest
+from wan_worker.outputs import Output
 from wan_worker.settings import Bucket, Secret, is_endpoint
-
-DRAWN_SEEDS: Final = 2**32
-"""Drawn seeds stay below 2^53, so that JavaScript clients can read them back exactly."""
 
 VIDEO_FORMATS: Final = ("mp4",)
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp")
@@ -45,8 +43,8 @@ class Request:
     job_id: str
     mode: Mode
     model: str
-    prompt: str
-    seed: int
+    outputs: tuple[Output, ...]
+    """In order, at least one."""
     job_type: str | None = None
     negative_prompt: str | None = None
     image: str | None = None
@@ -68,6 +66,11 @@ class Request:
     callback_url: str | None = None
     bucket: Bucket | None = None
     notices: tuple[Notice, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The first output's."""
+        return self.outputs[0].prompt
 
     def pointer(self, name: str) -> str:
         """Where the caller wrote this field, or would have to."""
@@ -113,7 +116,6 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
                 "An image was made from the prompt alone: a reference image only starts videos.",
             )
         )
-    _check_prompt(fields, image)
     _check_lengths(fields, where, mode)
     size = explicit_size or _turn(_parse_size(preset.get("size")), fields.get("orientation"))
     length_given = "num_frames" in fields or "duration" in fields
@@ -125,8 +127,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         job_id=str(job.get("id", "local")),
         mode=mode,
         model=fields.get("model", "auto"),
-        prompt=fields.get("prompt", ""),
-        seed=_seed(fields.get("seed")),
+        outputs=outputs.read(fields, where, image),
         job_type=fields.get("job_type"),
         negative_prompt=fields.get("negative_prompt"),
         image=image,
@@ -279,14 +280,6 @@ def _turn(size: Size | None, orientation: str | None) -> Size | None:
     return (short, long) if orientation == "portrait" else (long, short)
 
 
-def _check_prompt(fields: dict[str, Any], image: str | None) -> None:
-    prompt = fields.get("prompt")
-    if prompt is None and image is None:
-        raise InvalidRequest("A prompt is needed unless an image is given", field="/input/prompt")
-    if prompt is not None and not prompt.strip():
-        raise InvalidRequest("Must not be blank", field="/input/prompt")
-
-
 def _check_lengths(fields: dict[str, Any], where: dict[str, str], mode: Mode) -> None:
     if mode == "image":
         if fields.get("num_frames") not in (None, 1):
@@ -307,10 +300,6 @@ def _output_format(asked: str | None, mode: Mode) -> str:
             f"mode {mode} can be delivered as: {', '.join(formats)}", field="/input/output_format"
         )
     return asked
-
-
-def _seed(asked: int | float | None) -> int:
-    return secrets.randbelow(DRAWN_SEEDS) if asked is None or asked == -1 else int(asked)
 
 
 def _whole(value: int | float | None) -> int | None:

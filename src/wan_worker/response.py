@@ -1,11 +1,16 @@
-"""What is the answer? The response of a job that completed, and its manifest.
+"""What is the answer? The response of a job that completed, and the manifest of what was made.
 
-``schemas/response.schema.json`` describes it. Not covered: failures (errors.public_json).
+``schemas/response.schema.json`` describes both: a manifest has no URLs, which expire, and that of a
+failed job has ``status: failed`` and the ``error``. Not covered: the answer of a failed job
+(errors.public_json).
 """
 
+import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from wan_worker.errors import WorkerError, public_json
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
 from wan_worker.request import Request
@@ -13,15 +18,30 @@ from wan_worker.storage import StoredAsset
 
 
 def completed(
+    asked: Request, planned: Plan, assets: Sequence[StoredAsset], control: Control
+) -> dict[str, Any]:
+    """The answer of a job that made everything it was asked for."""
+    return _body(asked, planned, [asset.public() for asset in assets], control)
+
+
+def manifest(
     asked: Request,
     planned: Plan,
-    assets: list[StoredAsset],
-    seconds: float,
+    assets: Sequence[StoredAsset],
     control: Control,
-    *,
-    public: bool,
+    error: WorkerError | None = None,
 ) -> dict[str, Any]:
-    """The answer, or (not ``public``) the manifest: the same without URLs, which expire."""
+    """The job's durable record; of a job that failed, with the files that it had finished."""
+    facts = [{"key": asset.key} | asset.facts() for asset in assets]
+    body = _body(asked, planned, facts, control)
+    if error is not None:
+        body |= {"status": "failed", "error": json.loads(public_json(error, control.stage))}
+    return body
+
+
+def _body(
+    asked: Request, planned: Plan, assets: list[dict[str, Any]], control: Control
+) -> dict[str, Any]:
     wide, high = planned.generated_size
     spent = control.timings
     timings = {
@@ -41,8 +61,8 @@ def completed(
         "wan_task": planned.model.wan_task,
         "content_type": planned.mode,
         "frame_num": planned.num_frames,
-        "prompt": planned.prompt,
-        "generation_time": round(seconds, 3),
+        "prompt": planned.outputs[0].prompt,
+        "generation_time": round(sum(spent.values()) - spent.get("upload", 0.0), 3),
         "timings": {stage: round(value, 3) for stage, value in timings.items()},
         "generated": {"width": wide, "height": high, "num_frames": planned.generated_frames},
         "plan": planned.public(),
@@ -51,7 +71,7 @@ def completed(
         metadata["weights"] = "tiny"
     return {
         "status": "completed",
-        "assets": [a.public() if public else {"key": a.key} | a.facts() for a in assets],
+        "assets": assets,
         "metadata": metadata,
         "warnings": [{"code": n.code, "message": n.message} for n in planned.notices],
     }

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from wan_worker.errors import (
     WorkerError,
 )
 from wan_worker.faults import is_disk_full
+from wan_worker.outputs import Output
 from wan_worker.progress import Control
 from wan_worker.settings import Bucket
 
@@ -78,7 +79,7 @@ class StoredAsset:
     """An artifact and where it went: ``url`` and ``key``, or ``data`` (base64)."""
 
     artifact: Artifact
-    seed: int
+    output: Output
     url: str | None = None
     key: str | None = None
     data: str | None = None
@@ -99,7 +100,8 @@ class StoredAsset:
             "num_frames": self.artifact.num_frames,
             "fps": self.artifact.fps,
             "duration": self.artifact.duration,
-            "seed": self.seed,
+            "seed": self.output.seed,
+            "prompt": self.output.prompt,
         }
 
 
@@ -122,35 +124,45 @@ def choose(
     return Inline(asked=False) if on_platform else Folder(output_dir)
 
 
-def put(
-    artifact: Artifact, index: int, seed: int, job_id: str, to: Destination, control: Control
-) -> StoredAsset:
-    """Deliver one artifact.
+def check_fits(artifacts: Sequence[Artifact], to: Destination) -> None:
+    """See that all of a job's files together fit into a response, if that is where they go.
 
     Raises:
-        OutputTooLarge: it does not fit into a response.
+        OutputTooLarge: they do not.
+    """
+    size = sum(artifact.bytes for artifact in artifacts)
+    if not isinstance(to, Inline) or size <= INLINE_BYTES:
+        return
+    way_out = (
+        "leave response_format out to get a URL"
+        if to.asked
+        else "set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
+        "BUCKET_NAME on the endpoint, or send s3Config with the job"
+    )
+    what = "The file has" if len(artifacts) == 1 else f"The {len(artifacts)} files have"
+    raise OutputTooLarge(
+        f"{what} {size / 1e6:.1f} MB; a response holds {INLINE_BYTES / 1e6:.0f} MB. "
+        f"To get {'it' if len(artifacts) == 1 else 'them'}, {way_out}"
+    )
+
+
+def put(
+    artifact: Artifact, index: int, output: Output, job_id: str, to: Destination, control: Control
+) -> StoredAsset:
+    """Deliver one artifact, whose size ``check_fits`` has passed.
+
+    Raises:
         StorageFailed: the bucket refused it, or could not be reached after the SDK's retries.
     """
     key = f"{job_folder(job_id)}/{index}.{artifact.extension}"
     if isinstance(to, Inline):
-        if artifact.bytes > INLINE_BYTES:
-            way_out = (
-                "leave response_format out to get a URL"
-                if to.asked
-                else "set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
-                "BUCKET_NAME on the endpoint, or send s3Config with the job"
-            )
-            raise OutputTooLarge(
-                f"The file has {artifact.bytes / 1e6:.1f} MB; a response holds "
-                f"{INLINE_BYTES / 1e6:.0f} MB. To get it, {way_out}"
-            )
         data = base64.b64encode(artifact.path.read_bytes()).decode("ascii")
-        return StoredAsset(artifact, seed, data=data)
+        return StoredAsset(artifact, output, data=data)
     if isinstance(to, Folder):
         target = to.root.resolve() / key
         _write_local(target, artifact.path)
-        return StoredAsset(artifact, seed, url=target.as_uri(), key=key)
-    return _put_s3(artifact, seed, key, to, control)
+        return StoredAsset(artifact, output, url=target.as_uri(), key=key)
+    return _put_s3(artifact, output, key, to, control)
 
 
 def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> None:
@@ -169,11 +181,13 @@ def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> N
             )
 
 
-def keep(artifact: Artifact, index: int, job_id: str, root: Path) -> Path:
-    """Save a finished file that its bucket would not take; minutes of GPU time are in it."""
-    target = root.resolve() / job_folder(job_id) / f"{index}.{artifact.extension}"
-    _write_local(target, artifact.path)
-    return target
+def remove(asset: StoredAsset, to: Destination) -> None:
+    """Take back a file that was delivered, for a job that was cancelled."""
+    if isinstance(to, Folder) and asset.key is not None:
+        (to.root.resolve() / asset.key).unlink(missing_ok=True)
+    elif isinstance(to, S3):
+        with _storage_errors():
+            _client(to.bucket).delete_object(Bucket=to.bucket.name, Key=asset.key)
 
 
 def job_folder(job_id: str) -> str:
@@ -203,7 +217,7 @@ def _write_local(target: Path, body: bytes | Path) -> None:
         ) from error
 
 
-def _put_s3(artifact: Artifact, seed: int, key: str, to: S3, control: Control) -> StoredAsset:
+def _put_s3(artifact: Artifact, output: Output, key: str, to: S3, control: Control) -> StoredAsset:
     from boto3.s3.transfer import TransferConfig
 
     full_key = _full_key(to.bucket, key)
@@ -239,7 +253,7 @@ def _put_s3(artifact: Artifact, seed: int, key: str, to: S3, control: Control) -
                 Params={"Bucket": to.bucket.name, "Key": full_key},
                 ExpiresIn=to.url_expiry_seconds,
             )
-    return StoredAsset(artifact, seed, url=url, key=full_key)
+    return StoredAsset(artifact, output, url=url, key=full_key)
 
 
 def _full_key(bucket: Bucket, key: str) -> str:

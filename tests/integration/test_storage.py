@@ -10,8 +10,11 @@ from tests.integration.s3 import S3Server
 from wan_worker import storage
 from wan_worker.artifact import Artifact
 from wan_worker.errors import Canceled, StorageFailed
+from wan_worker.outputs import Output
 from wan_worker.progress import Control
 from wan_worker.settings import Bucket, Secret
+
+OUTPUT = Output("a cat", 1)
 
 
 def artifact(path: Path, size: int) -> Artifact:
@@ -44,7 +47,7 @@ class CanceledAfter(Control):
 
 def test_large_files_go_in_parts(s3: S3Server, bucket: Bucket, tmp_path: Path) -> None:
     made = artifact(tmp_path / "0.mp4", storage.PART_BYTES * 2 + 5)
-    stored = storage.put(made, 0, 1, "large", storage.S3(bucket, 60), Control())
+    stored = storage.put(made, 0, OUTPUT, "large", storage.S3(bucket, 60), Control())
     head = s3.client().head_object(Bucket=s3.bucket, Key="large/0.mp4")
     assert head["ContentLength"] == made.bytes
     assert stored.key == "large/0.mp4"
@@ -56,7 +59,7 @@ def test_a_job_cancelled_at_the_upload_leaves_nothing(
 ) -> None:
     made = artifact(tmp_path / "0.mp4", 5000)
     with pytest.raises(Canceled):
-        storage.put(made, 0, 1, f"gone{checks}", storage.S3(bucket, 60), CanceledAfter(checks))
+        storage.put(made, 0, OUTPUT, f"gone{checks}", storage.S3(bucket, 60), CanceledAfter(checks))
     assert names(s3, f"gone{checks}") == []
 
 
@@ -65,14 +68,14 @@ def test_the_same_job_again_writes_the_same_key(
 ) -> None:
     made = artifact(tmp_path / "0.mp4", 5000)
     for _ in range(2):
-        storage.put(made, 0, 1, "again", storage.S3(bucket, 60), Control())
+        storage.put(made, 0, OUTPUT, "again", storage.S3(bucket, 60), Control())
     assert names(s3, "again") == ["again/0.mp4"]
 
 
 def test_a_public_bucket_gives_plain_urls(s3: S3Server, bucket: Bucket, tmp_path: Path) -> None:
     public = replace(bucket, prefix="clips", public_url="https://cdn.example.com/wan")
     made = artifact(tmp_path / "0.mp4", 5000)
-    stored = storage.put(made, 0, 1, "public", storage.S3(public, 60), Control())
+    stored = storage.put(made, 0, OUTPUT, "public", storage.S3(public, 60), Control())
     assert stored.url == "https://cdn.example.com/wan/clips/public/0.mp4"
 
 
@@ -92,6 +95,6 @@ def test_a_refusal_is_permanent_and_an_outage_is_not(
     wrong = replace(bucket, **change(bucket))  # type: ignore[arg-type]
     with pytest.raises(StorageFailed) as caught:
         made = artifact(tmp_path / "0.mp4", 5000)
-        storage.put(made, 0, 1, "x", storage.S3(wrong, 60), Control())
+        storage.put(made, 0, OUTPUT, "x", storage.S3(wrong, 60), Control())
     assert caught.value.retryable is retryable
     assert "x/0.mp4" not in caught.value.message
