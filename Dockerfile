@@ -38,21 +38,28 @@ COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings
      src/wan_worker/download.py src/wan_worker/
 # Catalog ids, separated by spaces. Empty: no weights in the image (the slim variant).
 ARG MODELS="wan2.1-t2v-1.3b wan2.1-i2v-14b-480p"
+# A Hub repository (ENHANCER_MODEL's): the language model that rewrites prompts. Empty: without one.
+ARG ENHANCER=""
 # Not empty: toy weights in place of real ones, for testing the image without a download.
 ARG TINY=""
 # Every component gets a folder of its own under /layers, empty where MODELS don't need it, so that
 # the copies below need not know MODELS. The token is mounted, and never part of a layer.
 # hadolint ignore=SC2086
 RUN --mount=type=secret,id=HF_TOKEN \
-    if [ -n "$MODELS" ]; then \
+    if [ -n "$MODELS$ENHANCER" ]; then \
       HF_TOKEN="$(cat /run/secrets/HF_TOKEN 2>/dev/null || true)" \
-        python download_weights.py ${TINY:+--tiny} --dest /weights --models $MODELS; \
+        python download_weights.py ${TINY:+--tiny} --dest /weights \
+          ${MODELS:+--models $MODELS} ${ENHANCER:+--enhancer $ENHANCER}; \
     fi \
     && names="$(PYTHONPATH=src python -c 'from wan_worker.catalog import *; \
 print(*[component.name for component in components_of(list(MODELS))])')" \
     && for name in $names; do \
       mkdir -p "/layers/$name"; \
       if [ -d "/weights/$name" ]; then mv "/weights/$name" "/layers/$name/"; fi; \
+    done \
+    && mkdir -p /layers/enhancer \
+    && for left in /weights/*; do \
+      if [ -d "$left" ]; then mv "$left" /layers/enhancer/; fi; \
     done \
     && rm -rf /weights
 
@@ -77,6 +84,7 @@ COPY --from=weights /layers/wan2.2-t2v-a14b.transformer/ /models/
 COPY --from=weights /layers/wan2.2-t2v-a14b.transformer_2/ /models/
 COPY --from=weights /layers/wan2.2-i2v-a14b.transformer/ /models/
 COPY --from=weights /layers/wan2.2-i2v-a14b.transformer_2/ /models/
+COPY --from=weights /layers/enhancer/ /models/
 
 COPY --from=libraries /opt/venv /opt/venv
 

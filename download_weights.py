@@ -8,9 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from wan_worker import download, tiny, weights
+from wan_worker import download, settings, tiny, weights
 from wan_worker.catalog import MODELS, components_of, stored_bytes
-from wan_worker.errors import ModelUnavailable, WorkerError
+from wan_worker.components import ENHANCER, Component, enhancer
+from wan_worker.errors import ConfigInvalid, ModelUnavailable, WorkerError
 from wan_worker.hub import Hub
 from wan_worker.settings import Secret
 
@@ -18,6 +19,7 @@ EXAMPLES = """
 examples:
   a laptop needs only                 python download_weights.py --tiny
   one model for real                  python download_weights.py --models wan2.1-t2v-1.3b
+  and what rewrites prompts           ... --models ID --enhancer
   onto a RunPod network volume        ... --models ID --dest /runpod-volume/models
   the same bytes as another store     ... --revision ORG/NAME=COMMIT (from its manifest.json)
 
@@ -29,18 +31,26 @@ one in the environment variable HF_TOKEN; it is read from nowhere else. HF_ENDPO
 
 def main() -> int:
     options = parse(arguments())
+    everything = options.models is None and options.enhancer is None
     try:
         if options.tiny:
             # A toy model's sizes trip hints that are meant for real ones.
             warnings.simplefilter("ignore")
-            tiny.write(options.dest, options.models or list(MODELS), report=print)
+            models = list(MODELS) if everything else options.models or []
+            others = [ENHANCER] if everything or options.enhancer else []
+            tiny.write(options.dest, models, report=print, others=others)
         elif options.verify:
-            verify(options.dest, options.models)
+            verify(options.dest, options.models, options.enhancer)
         elif not options.list:
             token = os.environ.get("HF_TOKEN", "").strip()
             hub = Hub(Secret(token) if token else None)
             download.install(
-                options.dest, options.models, hub, dict(options.revision), report=print
+                options.dest,
+                options.models or [],
+                hub,
+                dict(options.revision),
+                report=print,
+                others=[options.enhancer] if options.enhancer else [],
             )
         here = weights.installed(options.dest)
     except WorkerError as error:
@@ -49,19 +59,25 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here.", file=sys.stderr)
         return 130
-    for model_id in options.models or MODELS:
+    for model_id in MODELS if everything else options.models or []:
         state = (
             "missing" if model_id not in here else "tiny" if here[model_id].tiny else "installed"
         )
         print(f"{model_id}: {state}  ({stored_bytes([model_id]) / 1e9:.1f} GB)")
+    if everything or options.enhancer:
+        chosen = options.enhancer or ENHANCER
+        found = weights.locate(chosen, options.dest)
+        state = "missing" if found is None else "tiny" if found.tiny else "installed"
+        print(f"{chosen.repository} (enhancer): {state}  ({chosen.stored_bytes / 1e9:.1f} GB)")
     return 0
 
 
-def verify(models_dir: Path, model_ids: list[str] | None) -> None:
+def verify(models_dir: Path, model_ids: list[str] | None, chat: Component | None) -> None:
     """Read every byte of these models, or of every component that is there."""
-    chosen = components_of(model_ids or list(MODELS))
-    if model_ids is None:
-        chosen = tuple(c for c in chosen if (models_dir / c.name).is_dir())
+    chosen = (*components_of(model_ids or []), *([chat] if chat else []))
+    if not chosen:
+        every = (*components_of(list(MODELS)), ENHANCER)
+        chosen = tuple(c for c in every if (models_dir / c.name).is_dir())
     if not chosen:
         raise ModelUnavailable("Nothing is installed here")
     for component in chosen:
@@ -91,6 +107,15 @@ def arguments() -> argparse.ArgumentParser:
         help="which models to download (or write, list, verify): " + ", ".join(MODELS),
     )
     parser.add_argument(
+        "--enhancer",
+        type=repository,
+        nargs="?",
+        const=ENHANCER,
+        metavar="ORG/NAME",
+        help="the language model for enhance_prompt, the worker's ENHANCER_MODEL "
+        f"(default: {ENHANCER.repository})",
+    )
+    parser.add_argument(
         "--dest",
         type=Path,
         default=Path("models"),
@@ -107,6 +132,14 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def repository(text: str) -> Component:
+    """A chat model's repository, as the component that the store keeps of it."""
+    try:
+        return enhancer(settings.from_env({"ENHANCER_MODEL": text}).enhancer_model)
+    except ConfigInvalid:
+        raise argparse.ArgumentTypeError("must be a Hub repository such as ORG/NAME") from None
+
+
 def revision(text: str) -> tuple[str, str]:
     """``ORG/NAME=REVISION``, or a revision of every repository (``*``)."""
     repository, equals, name = text.rpartition("=")
@@ -116,8 +149,11 @@ def revision(text: str) -> tuple[str, str]:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options; downloading everything must be asked for by name."""
     options = parser.parse_args()
-    if options.models is None and not (options.tiny or options.list or options.verify):
-        parser.error("name the --models to download, or one of --tiny, --list, --verify")
+    named = options.models is not None or options.enhancer is not None
+    if not (named or options.tiny or options.list or options.verify):
+        parser.error(
+            "name the --models or --enhancer to download, or one of --tiny, --list, --verify"
+        )
     return options
 
 

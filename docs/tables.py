@@ -56,13 +56,18 @@ def values(field: dict[str, Any]) -> str:
 
 
 def presets_table() -> str:
-    """The six option sets."""
+    """The six option sets, and the four that extend them."""
     presets = json.loads((ROOT / "schemas" / "presets.json").read_text())
     lines = [
         "| job_type | size | frames | fps | steps | guidance | solver | shift |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, preset in presets.items():
+        if "extends" in preset:
+            lines.append(
+                f"| `{name}` | as `{preset['extends']}`, with `enhance_prompt` | | | | | | |"
+            )
+            continue
         variants = preset.get("profiles") or {"": preset["values"]}
         for profile, v in variants.items():
             title = f"`{name}`" + (f", profile `{profile}`" if profile else "")

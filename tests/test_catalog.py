@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wan_worker.catalog import MODELS, components_of, repositories_of, stored_bytes
-from wan_worker.components import CLIP, UMT5, VAE_2_1, VAE_2_2
+from wan_worker.components import CLIP, ENHANCER, UMT5, VAE_2_1, VAE_2_2
 
 T2V, I2V = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"
 
@@ -149,3 +149,20 @@ def test_the_shared_components_sizes_are_those_of_their_classes(meta: None) -> N
     counted = parameters(umt5)
     counted.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
     assert UMT5.stored_bytes == 2 * sum(counted.values())
+
+
+def test_the_language_models_size_is_that_of_its_class(meta: None) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    }
+    weigh = 2 * sum(parameters(Qwen2ForCausalLM(Qwen2Config(**shape))).values())
+    assert weigh < ENHANCER.stored_bytes < weigh + 20e6  # and its tokenizer
+    assert ENHANCER.hub_bytes == ENHANCER.stored_bytes

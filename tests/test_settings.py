@@ -50,6 +50,7 @@ def test_every_variable_is_read() -> None:
             "URL_EXPIRY_SECONDS": "60",
             "OUTPUT_DIR": "/out",
             "CALLBACK_SECRET": "0123456789abcdef",
+            "ENHANCER_MODEL": "mistralai/Mistral-7B-Instruct-v0.3",
             "WORKER_CONCURRENCY": "2",
             "JOB_TIMEOUT_SECONDS": "600",
             "MAX_IMAGE_BYTES": "4096",
@@ -73,6 +74,7 @@ def test_every_variable_is_read() -> None:
         url_expiry_seconds=60,
         output_dir=Path("/out"),
         callback_secrets=(Secret("0123456789abcdef"),),
+        enhancer_model="mistralai/Mistral-7B-Instruct-v0.3",
         worker_concurrency=2,
         job_timeout_seconds=600,
         max_image_bytes=4096,
@@ -238,6 +240,12 @@ def test_a_callback_keys_prefix_does_not_count_towards_its_length() -> None:
 def test_a_callback_key_that_can_not_be_decoded_is_refused_at_start() -> None:
     (problem,) = problems_of({"CALLBACK_SECRET": "whsec_" + "!" * 24})
     assert problem.startswith("CALLBACK_SECRET: ")
+
+
+@pytest.mark.parametrize("name", ["Qwen", "../x/y", "a/b/c", "https://x/y", "a b/c", "/a", "a/.."])
+def test_a_language_model_is_named_by_its_repository(name: str) -> None:
+    assert from_env({"ENHANCER_MODEL": "a-b/C.d_1"}).enhancer_model == "a-b/C.d_1"
+    assert problems_of({"ENHANCER_MODEL": name})[0].startswith("ENHANCER_MODEL: ")
 
 
 def test_no_refusal_repeats_a_secret() -> None:

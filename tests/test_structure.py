@@ -35,13 +35,13 @@ ORDER = [
         "progress",
     ),
     *("addresses", "net", "images", "measure"),
-    *("tensors", "weights", "tiny", "hub", "download", "pipelines"),
+    *("tensors", "weights", "tiny", "hub", "download", "judge", "prompt", "pipelines"),
     *("generate", "encode", "artifact", "storage", "response", "delivery", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
 REQUEST_SCHEMA = json.loads((contract.SCHEMAS_DIR / "request.schema.json").read_text("utf-8"))
-PRESETS = json.loads((contract.SCHEMAS_DIR / "presets.json").read_text("utf-8"))
+PRESETS = contract.load().presets
 
 
 # --- Imports go one way ---
@@ -377,7 +377,7 @@ def test_the_schemas_job_types_and_profiles_are_exactly_the_presets() -> None:
     properties = REQUEST_SCHEMA["properties"]
     assert properties["job_type"]["enum"] == list(PRESETS)
     profiles = [name for preset in PRESETS.values() for name in preset.get("profiles", {})]
-    assert properties["profile"]["enum"] == profiles
+    assert properties["profile"]["enum"] == list(dict.fromkeys(profiles))
     assert {preset["mode"] for preset in PRESETS.values()} <= set(properties["mode"]["enum"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from wan_worker import tiny, weights
 from wan_worker.catalog import MODELS, components_of
+from wan_worker.components import ENHANCER
 from wan_worker.errors import ModelCorrupt
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def test_the_tiny_weights_of_all_models_fit_in_fifty_megabytes(every_model_dir: 
 
 def test_models_share_one_text_encoder_and_all_but_the_5b_one_vae(every_model_dir: Path) -> None:
     folders = {path.name for path in every_model_dir.iterdir()}
-    assert folders == {component.name for component in components_of(list(MODELS))}
+    assert folders == {c.name for c in (*components_of(list(MODELS)), ENHANCER)}
     shared = set.intersection(*(set(model.component_names) for model in MODELS.values()))
     assert shared == {"umt5-xxl", "umt5-tokenizer"}
     others = [model for model in MODELS.values() if model.id != "wan2.2-ti2v-5b"]
@@ -154,6 +155,7 @@ def test_the_command_line_teaches(tmp_path: Path) -> None:
     nothing = run("--dest", str(tmp_path))
     assert nothing.returncode == 2
     assert "--tiny" in nothing.stderr
+    assert run("--enhancer", "no-slash").returncode == 2
     unknown = run("--models", "wan9")
     assert unknown.returncode == 2
     assert "wan2.1-i2v-14b-480p" in unknown.stderr
@@ -173,6 +175,9 @@ def test_the_command_line_writes_lists_and_verifies(tmp_path: Path) -> None:
     written = run("--tiny", "--models", "wan2.1-t2v-1.3b")
     assert (written.returncode, written.stderr) == (0, "")
     assert "wan2.1-t2v-1.3b: tiny" in run("--list").stdout
+    assert "Qwen/Qwen2.5-7B-Instruct (enhancer): missing" in run("--list").stdout
+    assert "(enhancer): tiny" in run("--tiny", "--enhancer").stdout
+    assert run("--verify", "--enhancer").stdout.startswith("qwen2.5-7b-instruct: whole")
     assert run("--verify", "--models", "wan2.1-t2v-1.3b").returncode == 0
     failed = run("--verify", "--models", "wan2.1-i2v-14b-480p")
     assert failed.returncode == 1

@@ -26,6 +26,13 @@ class Component:
     """Size in the store: in bf16, with what must stay in fp32 in fp32."""
     keep_fp32: bool = False
     """Encoding to bf16 latents shifts image-to-video, so the VAE stays in fp32."""
+    at_top: bool = False
+    """Its files lie at the top of its repository, not in a folder named for the role."""
+
+    @property
+    def hub_folder(self) -> str:
+        """The folder of its repository that holds it; empty for the top."""
+        return "" if self.at_top else self.role
 
 
 T2V_1_3B_REPOSITORY: Final = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -98,3 +105,23 @@ def transformer(
         hub_bytes=hub_bytes,
         stored_bytes=stored_bytes,
     )
+
+
+def enhancer(repository: str) -> Component:
+    """The language model of a plain transformers repository: model, tokenizer, chat template.
+
+    The sizes are those of the default one; of another, the Hub's listing tells.
+    """
+    return Component(
+        name=repository.rpartition("/")[2].lower(),
+        role="enhancer",
+        class_name="transformers:AutoModelForCausalLM",
+        repository=repository,
+        hub_bytes=15_242_000_000,
+        stored_bytes=15_242_000_000,
+        at_top=True,
+    )
+
+
+ENHANCER: Final = enhancer("Qwen/Qwen2.5-7B-Instruct")
+"""Rewrites prompts. In bfloat16 on the Hub already: 15,231,233,024 bytes, and its tokenizer."""

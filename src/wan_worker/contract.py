@@ -51,7 +51,7 @@ def load(folder: Path = SCHEMAS_DIR) -> Contract:
     """
     try:
         schema = json.loads((folder / "request.schema.json").read_text("utf-8"))
-        presets = json.loads((folder / "presets.json").read_text("utf-8"))
+        presets = _extended(json.loads((folder / "presets.json").read_text("utf-8")))
         Draft202012Validator.check_schema(schema)
         fields = schema["properties"]
         aliases = {name: f["x-alias-of"] for name, f in fields.items() if "x-alias-of" in f}
@@ -62,6 +62,22 @@ def load(folder: Path = SCHEMAS_DIR) -> Contract:
             f"schemas/ is not usable ({type(error).__name__}): the image is built wrong"
         ) from error
     return Contract(validator, tuple(fields), aliases, presets)
+
+
+def _extended(presets: dict[str, Any]) -> dict[str, Any]:
+    """Presets in full: one that ``extends`` another has its values, and its own beside them."""
+    full = {}
+    for name, preset in presets.items():
+        own = dict(preset)
+        base = presets[own.pop("extends")] if "extends" in own else None
+        if base is None:
+            full[name] = preset
+        elif "profiles" in base:
+            variants = {profile: values | own for profile, values in base["profiles"].items()}
+            full[name] = base | {"profiles": variants}
+        else:
+            full[name] = base | {"values": base["values"] | own}
+    return full
 
 
 def _check_presets(

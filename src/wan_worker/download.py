@@ -26,7 +26,7 @@ from wan_worker.catalog import components_of
 from wan_worker.components import Component
 from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable
 from wan_worker.hub import Hub, RemoteFile, Repository
-from wan_worker.weights import PROCESSOR_FILES, TINY, read_manifest, seal, weight_files
+from wan_worker.weights import CHAT_FILES, PROCESSOR_FILES, TINY, read_manifest, seal, weight_files
 
 MARGIN_BYTES: Final = 256 * 1024**2
 """Disk left free beyond what the weights take."""
@@ -49,7 +49,7 @@ class Source:
     @property
     def files(self) -> dict[str, RemoteFile]:
         """All of the component's files there, by name."""
-        return self.repository.folder(self.component.role)
+        return self.repository.folder(self.component.hub_folder)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -62,8 +62,9 @@ def install(
     hub: Hub,
     revisions: Mapping[str, str] | None = None,
     report: Report = lambda line: None,
+    others: Iterable[Component] = (),
 ) -> None:
-    """Download every component of these models that is not in the store yet.
+    """Download every component of these models, and others, that is not in the store yet.
 
     Args:
         revisions: branch, tag or commit by repository; ``*`` stands for all others. A repository
@@ -78,7 +79,7 @@ def install(
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
         sources = []
-        for component in components_of(list(model_ids)):
+        for component in (*components_of(list(model_ids)), *others):
             revision = _revision(component, revisions or {})
             if revision is None and _is_installed(models_dir, component):
                 report(f"{component.name}: already there")
@@ -137,28 +138,39 @@ def _wanted(component: Component, listed: Mapping[str, RemoteFile]) -> list[Remo
 
     With an index these are more than enough; ``_fill`` takes those that the index names.
     """
+    endings: tuple[str, ...] = (".json", ".model", ".txt")
     if component.role in PROCESSOR_FILES:
-        endings = (".json", ".model", ".txt")
         if not any(name in listed for name in PROCESSOR_FILES[component.role]):
             raise ModelUnavailable(f"{component.repository} has no {component.role}/ files")
         return [file for name, file in sorted(listed.items()) if name.endswith(endings)]
+    chat: list[RemoteFile] = []
+    if component.role == "enhancer":
+        if not any(name in listed for name in CHAT_FILES):
+            raise ModelUnavailable(f"{component.repository} has no tokenizer beside its weights")
+        endings += (".jinja",)
+        chat = [file for name, file in sorted(listed.items()) if name.endswith(endings)]
     stems = ("model", "diffusion_pytorch_model")
     wanted = [
         file
         for name, file in sorted(listed.items())
-        if name == "config.json"
-        or name.endswith(".safetensors.index.json")
-        or (
-            name.endswith(".safetensors")
-            and any(name == f"{stem}.safetensors" or name.startswith(f"{stem}-") for stem in stems)
+        if file not in chat
+        and (
+            name == "config.json"
+            or name.endswith(".safetensors.index.json")
+            or (
+                name.endswith(".safetensors")
+                and any(
+                    name == f"{stem}.safetensors" or name.startswith(f"{stem}-") for stem in stems
+                )
+            )
         )
     ]
     if not any(file.name.endswith(".safetensors") for file in wanted):
         raise ModelUnavailable(
-            f"{component.repository} has no safetensors in {component.role}/; other formats are "
-            "never opened"
+            f"{component.repository} has no safetensors in {component.hub_folder or 'its top'}; "
+            "other formats are never opened"
         )
-    return wanted
+    return [*chat, *wanted]
 
 
 def _install(models_dir: Path, source: Source, hub: Hub, report: Report) -> None:

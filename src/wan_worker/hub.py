@@ -76,8 +76,9 @@ class Repository:
     files: tuple[RemoteFile, ...]
 
     def folder(self, name: str) -> dict[str, RemoteFile]:
-        """The files directly in a folder, by their name there."""
-        return {f.name: f for f in self.files if f.path == f"{name}/{f.name}"}
+        """The files directly in a folder, by their name there; an empty name is the top."""
+        prefix = f"{name}/" if name else ""
+        return {f.name: f for f in self.files if f.path == prefix + f.name}
 
 
 class Hub:

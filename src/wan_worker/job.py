@@ -29,6 +29,7 @@ from wan_worker import (
     images,
     net,
     plan,
+    prompt,
     request,
     response,
     storage,
@@ -36,6 +37,7 @@ from wan_worker import (
 )
 from wan_worker.artifact import Artifact
 from wan_worker.catalog import MODELS, Installed
+from wan_worker.components import Component, enhancer
 from wan_worker.contract import Contract
 from wan_worker.errors import (
     Canceled,
@@ -91,7 +93,8 @@ def make_worker(settings: Settings) -> Worker:
     if settings.default_model is not None and settings.default_model not in MODELS:
         raise ConfigInvalid(f"DEFAULT_MODEL: must be one of {', '.join(MODELS)}")
     machine = hardware.detect()
-    for line in weights.explain(settings.models_dir, settings.volume_dir):
+    others = (enhancer(settings.enhancer_model),)
+    for line in weights.explain(settings.models_dir, settings.volume_dir, *others):
         log.info("weights: %s", line)
     return Worker(
         settings=settings,
@@ -150,6 +153,10 @@ def _serve(
     control.enter("fetch")
     planned, image = _with_image(asked, planned, worker, control)
     known.planned = planned
+    if planned.enhancer is not None:
+        control.enter("queue")
+        with _exclusive(worker.gpu, control):
+            planned = known.planned = _enhance(planned, worker, control)
     made: list[Artifact] = []
     output_dir = worker.settings.output_dir
     with delivery.rescued(made, asked, planned, destination, output_dir, control):
@@ -215,6 +222,27 @@ def _part(first: int, last: int, count: int) -> Part | None:
     return Part("output", first + 1, last, count) if count > 1 else None
 
 
+def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
+    """The plan with its prompt rewritten; the user's own, with a notice, where that fails."""
+    component, found = _enhancer(worker)
+    here = _installed(worker)[planned.model.id]
+    tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
+
+    def load() -> prompt.Enhancer:
+        if found is None:  # it was there when the job was planned
+            raise ModelUnavailable(f"{component.repository} is gone")
+        weighs = Installed({component.name: found.weight_bytes}, found.tiny)
+        size = plan.loaded_bytes(weighs, worker.hardware)[component.name]
+        loaded: prompt.Enhancer = worker.pool.single(component, found.folder, size)
+        return loaded
+
+    def count_tokens(text: str) -> int:
+        reader = worker.pool.single(tokenizer, here.folders[tokenizer.name], 0)
+        return len(reader(text, verbose=False).input_ids)
+
+    return prompt.enhance(planned, load, lambda: worker.pool.drop(component), count_tokens, control)
+
+
 def _plan(asked: Request, worker: Worker) -> Plan:
     """The plan; with ``reference_fallback``, without the image where no model is here for it."""
     try:
@@ -228,7 +256,11 @@ def _plan(asked: Request, worker: Worker) -> Plan:
 def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
-        return plan.make(asked, worker.hardware, _installed(worker), settings.default_model)
+        here = _installed(worker)
+        planned = plan.make(asked, worker.hardware, here, settings.default_model)
+        if not asked.enhance_prompt:
+            return planned
+        return prompt.decide(planned, here[planned.model.id], worker.hardware, *_enhancer(worker))
     except ModelUnavailable:
         broken = weights.damaged(settings.models_dir)
         if broken:
@@ -242,6 +274,13 @@ def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
 def _installed(worker: Worker) -> dict[str, Installed]:
     """Asked for each job: weights may be installed while the worker runs."""
     return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
+
+
+def _enhancer(worker: Worker) -> tuple[Component, weights.Found | None]:
+    """The language model that was configured, and where it is."""
+    settings = worker.settings
+    component = enhancer(settings.enhancer_model)
+    return component, weights.locate(component, settings.models_dir, settings.volume_dir)
 
 
 def _can_fall_back(asked: Request) -> bool:

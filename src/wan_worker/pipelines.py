@@ -26,12 +26,10 @@ from wan_worker.components import Component
 from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.faults import is_memory_or_gpu_fault
 from wan_worker.hardware import Hardware
-from wan_worker.plan import WORKING_BYTES, Plan, loaded_bytes
+from wan_worker.plan import Plan, loaded_bytes, weight_budget
+from wan_worker.prompt import Enhancer
 
 Load = Callable[[Component, Path, Hardware, str], Any]
-
-CPU_WEIGHT_SHARE: Final = 0.6
-"""Share of the machine's memory that loaded weights may take where there is no GPU."""
 
 READERS: Final = 4
 """Files read ahead at a time: a network volume answers several readers faster than one."""
@@ -59,9 +57,16 @@ def load_component(
         raise GpuFault(f"torch can't use {hardware.name}: the driver does not fit this image")
     library, class_name = component.class_name.split(":")
     cls = getattr(importlib.import_module(library), class_name)
+    tokenizer, trust = None, {}
     try:
         if component.role in ("tokenizer", "image_processor"):
             return cls.from_pretrained(folder, local_files_only=True)
+        if component.role == "enhancer":
+            from transformers import AutoTokenizer
+
+            # Said, not left to the default: unsaid, a repository with code of its own asks.
+            trust = {"trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **trust)
         half = hardware.device == "cuda" and not component.keep_fp32
         dtype = torch.bfloat16 if half else torch.float32
         module, report = cls.from_pretrained(
@@ -71,6 +76,7 @@ def load_component(
             output_loading_info=True,
             device_map={"": device},
             **{"torch_dtype" if library == "diffusers" else "dtype": dtype},
+            **trust,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if is_memory_or_gpu_fault(error):
@@ -83,7 +89,8 @@ def load_component(
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             raise ModelCorrupt(f"{component.name} has {len(report[problem])} {problem}")
-    return module.eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False)
+    return module if tokenizer is None else Enhancer(tokenizer, module)
 
 
 class Pool:
@@ -131,6 +138,22 @@ class Pool:
             pipeline.to("cuda")
         return pipeline
 
+    def single(self, component: Component, folder: Path, size: int) -> Any:
+        """One component by itself, where this machine computes; what does not fit beside it goes.
+
+        Args:
+            size: its bytes in memory.
+        """
+        self._evict_for({component.name: size})
+        with read_ahead([] if component.name in self._components else [folder]):
+            return self._component(component, folder, size, self._hardware.device)
+
+    def drop(self, component: Component) -> None:
+        """Free a component now."""
+        if self._components.pop(component.name, None) is not None:
+            del self._bytes[component.name]
+            _release_memory(self._hardware)
+
     def _component(self, component: Component, folder: Path, size: int, device: str) -> Any:
         if component.name not in self._components:
             self._components[component.name] = self._load(component, folder, self._hardware, device)
@@ -140,11 +163,7 @@ class Pool:
 
     def _evict_for(self, needs: Mapping[str, int]) -> None:
         """Drop the least recently used components until the wanted ones fit beside the rest."""
-        budget = (
-            self._hardware.memory_bytes - WORKING_BYTES
-            if self._hardware.device == "cuda"
-            else int(self._hardware.memory_bytes * CPU_WEIGHT_SHARE)
-        )
+        budget = weight_budget(self._hardware)
         wanted = sum(needs.values())
         spare = [name for name in self._components if name not in needs]
         dropped = False

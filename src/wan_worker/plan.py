@@ -34,6 +34,8 @@ BATCH_TOKENS: Final = 32_760
 
 NO_BATCH: Final = ("WanVACEPipeline",)
 """Pipelines of diffusers that refuse a list of generators."""
+CPU_WEIGHT_SHARE = 0.6
+"""Share of the machine's memory that loaded weights may take where there is no GPU."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Plan:
     tiny: bool
     reasons: tuple[str, ...]
     notices: tuple[Notice, ...]
+    enhancer: Literal["keep", "release"] | None = None
+    """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
 
     @property
     def pipeline(self) -> str:
@@ -109,6 +113,13 @@ def loaded_bytes(model: Installed, hardware: Hardware) -> dict[str, int]:
     """Memory that each component takes once loaded: stored in bf16, it runs in fp32 on a CPU."""
     factor = 2 if hardware.device == "cpu" else 1
     return {name: factor * size for name, size in model.component_bytes.items()}
+
+
+def weight_budget(hardware: Hardware) -> int:
+    """Bytes of memory that loaded weights may take together."""
+    if hardware.device == "cpu":
+        return int(hardware.memory_bytes * CPU_WEIGHT_SHARE)
+    return hardware.memory_bytes - WORKING_BYTES
 
 
 def make(

@@ -23,7 +23,7 @@ from wan_worker.settings import Bucket, Secret, is_endpoint
 
 VIDEO_FORMATS: Final = ("mp4",)
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp")
-
+PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"
 
 Mode = Literal["image", "video"]
 
@@ -51,6 +51,7 @@ class Request:
     where: Mapping[str, str] = field(default_factory=dict, compare=False)
     """JSON pointer that each canonical field was given under."""
     reference_fallback: bool = False
+    enhance_prompt: bool = False
     size: Size | None = None
     size_is_explicit: bool = False
     orientation: str | None = None
@@ -133,6 +134,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         image=image,
         where=where,
         reference_fallback=bool(fields.get("reference_fallback", False)),
+        enhance_prompt=bool(pick("enhance_prompt")),
         size=size,
         size_is_explicit=explicit_size is not None,
         orientation=fields.get("orientation"),
@@ -223,7 +225,7 @@ def _mode_and_preset(
                 "Say what to make: mode image or video, or a job_type", field="/input/mode"
             )
         if "profile" in fields:
-            raise InvalidRequest("profile belongs to job_type video_fast", field="/input/profile")
+            raise InvalidRequest(PROFILE_ONLY, field="/input/profile")
         return mode, {}
     preset = presets[job_type]
     if mode is not None and mode != preset["mode"]:
@@ -233,7 +235,7 @@ def _mode_and_preset(
         )
     if "profiles" not in preset:
         if "profile" in fields:
-            raise InvalidRequest("profile belongs to job_type video_fast", field="/input/profile")
+            raise InvalidRequest(PROFILE_ONLY, field="/input/profile")
         return preset["mode"], preset["values"]
     return preset["mode"], preset["profiles"][fields.get("profile", "balanced")]
 

@@ -67,6 +67,8 @@ def _body(
         "generated": {"width": wide, "height": high, "num_frames": planned.generated_frames},
         "plan": planned.public(),
     }
+    if planned.outputs[0].prompt != asked.prompt:
+        metadata["original_prompt"] = asked.prompt
     if planned.tiny:
         metadata["weights"] = "tiny"
     return {

@@ -61,6 +61,8 @@ class Settings:
     url_expiry_seconds: int = DAY_SECONDS
     output_dir: Path = Path("outputs")
     callback_secrets: tuple[Secret, ...] = ()
+    enhancer_model: str = "Qwen/Qwen2.5-7B-Instruct"
+    """Hub repository of the language model that rewrites prompts."""
     worker_concurrency: int = 1
     job_timeout_seconds: int | None = None
     max_image_bytes: int = 20 * 1024**2
@@ -98,6 +100,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
         ),
         output_dir=read("OUTPUT_DIR", Path, Settings.output_dir),
         callback_secrets=read("CALLBACK_SECRET", _secrets, ()),
+        enhancer_model=read("ENHANCER_MODEL", _repository, Settings.enhancer_model),
         worker_concurrency=read("WORKER_CONCURRENCY", _integer(1, 8), 1),
         job_timeout_seconds=read("JOB_TIMEOUT_SECONDS", _integer(1, 7 * DAY_SECONDS), None),
         max_image_bytes=read(
@@ -180,6 +183,12 @@ def _boolean(raw: str) -> bool:
     if raw.lower() in ("0", "false", "no"):
         return False
     raise ValueError(f"must be true or false, got {raw[:40]!r}")
+
+
+def _repository(raw: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", raw, re.ASCII):
+        raise ValueError(f"must be a Hub repository such as ORG/NAME, got {raw[:80]!r}")
+    return raw
 
 
 def _log_level(raw: str) -> str:

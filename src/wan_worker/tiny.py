@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wan_worker.catalog import MODELS, components_of
+from wan_worker.components import ENHANCER, Component
 from wan_worker.weights import TINY, read_manifest, seal
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def write(
     models_dir: Path,
     model_ids: Iterable[str] = tuple(MODELS),
     report: Callable[[str], None] = lambda line: None,
+    others: Iterable[Component] = (ENHANCER,),
 ) -> None:
-    """Install the tiny components of these models; one that is already there stays as it is."""
+    """Install the tiny components of these models, and others; what is there stays as it is."""
     models_dir.mkdir(parents=True, exist_ok=True)
-    for component in components_of(list(model_ids)):
+    for component in (*components_of(list(model_ids)), *others):
         target = models_dir / component.name
         if read_manifest(target) is not None:
             report(f"{component.name}: already there")

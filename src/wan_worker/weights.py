@@ -49,6 +49,9 @@ PROCESSOR_FILES: Final = {
 }
 """What a component without weights can't do without: one of these."""
 
+CHAT_FILES: Final = ("tokenizer.json", "tokenizer.model")
+"""What a language model can't do without, beside its weights: one of these."""
+
 _CHUNK = 1024**2
 
 
@@ -97,16 +100,17 @@ def locate(component: Component, models_dir: Path, volume: Path | None = None) -
         return None
     for repository in repositories_of(component):
         for snapshot in _snapshots(volume / VOLUME_CACHE, repository):
-            weight_bytes = _cached_bytes(snapshot / component.role, component)
+            folder = snapshot / component.hub_folder
+            weight_bytes = _cached_bytes(folder, component)
             if weight_bytes is not None:
                 where = f"the cached model {repository} at {snapshot.name[:12]}"
-                return Found(snapshot / component.role, weight_bytes, False, where)
+                return Found(folder, weight_bytes, False, where)
     return None
 
 
-def explain(models_dir: Path, volume: Path | None = None) -> Iterator[str]:
+def explain(models_dir: Path, volume: Path | None = None, *others: Component) -> Iterator[str]:
     """A line for the log about each component: where it is, or that it is missing."""
-    for component in components_of(list(MODELS)):
+    for component in (*components_of(list(MODELS)), *others):
         found = locate(component, models_dir, volume)
         yield f"{component.name}: " + (
             "not installed" if found is None else f"in {found.where}" + " (tiny)" * found.tiny
@@ -218,6 +222,8 @@ def _cached_bytes(folder: Path, component: Component) -> int | None:
     required = PROCESSOR_FILES.get(component.role)
     if required is not None:
         return 0 if any((folder / name).is_file() for name in required) else None
+    if component.role == "enhancer" and not any((folder / name).is_file() for name in CHAT_FILES):
+        return None
     total = 0
     try:
         names = weight_files(folder)

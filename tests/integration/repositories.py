@@ -1,4 +1,4 @@
-"""Wan's diffusers repositories as the Hub holds them, at toy dimensions.
+"""Wan's diffusers repositories, and a chat model's, as the Hub holds them, at toy dimensions.
 
 Real classes, the real folders and file names: transformers in float32 shards with an index, the
 text encoder in float32 (2.1) or bfloat16 (2.2), the VAE in float32; beside them what a repository
@@ -12,7 +12,15 @@ from typing import Any
 
 from wan_worker import tiny
 from wan_worker.catalog import MODELS
-from wan_worker.components import CLIP, CLIP_PROCESSOR, UMT5, UMT5_TOKENIZER, VAE_2_1, Component
+from wan_worker.components import (
+    CLIP,
+    CLIP_PROCESSOR,
+    ENHANCER,
+    UMT5,
+    UMT5_TOKENIZER,
+    VAE_2_1,
+    Component,
+)
 
 T2V, I2V = MODELS["wan2.1-t2v-1.3b"], MODELS["wan2.1-i2v-14b-480p"]
 TI2V_5B = UMT5.repository
@@ -35,13 +43,14 @@ def build(folder: Path) -> dict[str, dict[str, bytes]]:
     _save(store, UMT5, root / UMT5.role, dtype=torch.bfloat16)
     _save(store, UMT5_TOKENIZER, root / UMT5_TOKENIZER.role)
     _litter(root)
+    _save_chat_model(store / ENHANCER.name, folder / ENHANCER.repository)
     return {
         repository: {
             str(path.relative_to(folder / repository)): path.read_bytes()
             for path in sorted((folder / repository).rglob("*"))
             if path.is_file()
         }
-        for repository in (T2V.repository, I2V.repository, TI2V_5B)
+        for repository in (T2V.repository, I2V.repository, TI2V_5B, ENHANCER.repository)
     }
 
 
@@ -54,6 +63,16 @@ def _save(store: Path, component: Component, target: Path, dtype: Any = None) ->
         module = module.to(dtype)
     whole = component in (VAE_2_1, CLIP)
     module.save_pretrained(target, **({} if whole else {"max_shard_size": SHARD}))
+
+
+def _save_chat_model(source: Path, root: Path) -> None:
+    """A plain transformers repository: everything at the top, in shards, and what lies about."""
+    shutil.copytree(source, root, ignore=lambda *_: ["manifest.json", "model.safetensors"])
+    load(ENHANCER, source).save_pretrained(root, max_shard_size=SHARD)
+    (root / "README.md").write_text("# Qwen")
+    (root / "configuration.py").write_text("raise SystemExit")
+    (root / "pytorch_model.bin").write_bytes(b"p" * 9000)
+    (root / "consolidated.safetensors").write_bytes(b"c" * 9000)
 
 
 def load(component: Component, folder: Path) -> Any:

@@ -23,7 +23,7 @@ from tests.integration.hub import Fault, HubServer, until
 from tests.integration.repositories import I2V, T2V, TI2V_5B
 from wan_worker import download, job, tensors, tiny, weights
 from wan_worker.catalog import components_of
-from wan_worker.components import CLIP, UMT5, UMT5_TOKENIZER, VAE_2_1
+from wan_worker.components import CLIP, ENHANCER, UMT5, UMT5_TOKENIZER, VAE_2_1
 from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable, WorkerError
 from wan_worker.hub import MAX_WAIT_SECONDS, Hub, Stopped
 from wan_worker.progress import Control
@@ -177,6 +177,66 @@ def test_two_models_share_components_and_each_byte_comes_once(
     server.seen.clear()
     assert all("already there" in line for line in get(T2V.id, I2V.id).lines)
     assert server.seen == []  # an installed store needs no network
+
+
+# --- The language model ---
+
+
+def test_a_chat_models_repository_becomes_one_component(
+    server: HubServer, files: Files, tmp_path: Path
+) -> None:
+    store = tmp_path / "models"
+    download.install(store, [], Hub(endpoint=server.endpoint), others=[ENHANCER])
+    weights.verify(store, ENHANCER)
+    manifest = json.loads((store / ENHANCER.name / "manifest.json").read_text())
+    assert (manifest["repository"], manifest["dtype"]) == (ENHANCER.repository, "BF16")
+    names = set(manifest["files"])
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} < names
+    assert "chat_template.jinja" in names
+    assert len([name for name in names if name.endswith(".safetensors")]) > 1
+    assert not [n for n in names if n.endswith((".bin", ".py", ".md")) or "consolidated" in n]
+    for name in names - {"model.safetensors.index.json"}:
+        assert (store / ENHANCER.name / name).read_bytes() == files[ENHANCER.repository][name]
+
+
+def test_a_run_for_the_chat_model_that_was_cut_off_goes_on(
+    server: HubServer, files: Files, tmp_path: Path
+) -> None:
+    held = files[ENHANCER.repository]
+    shard = max((p for p in held if p.startswith("model-")), key=lambda path: len(held[path]))
+    server.faults = [Fault(shard, cut_after=5000)]
+    hub = Hub(endpoint=server.endpoint, wait=lambda stop, seconds: None)
+    download.install(tmp_path, [], hub, others=[ENHANCER])
+    assert server.sent[f"{ENHANCER.repository}/{shard}"] == len(held[shard])
+    weights.verify(tmp_path, ENHANCER)
+
+
+def test_a_chat_model_without_a_tokenizer_is_refused(files: Files, tmp_path: Path) -> None:
+    bare = {path: d for path, d in files[ENHANCER.repository].items() if path != "tokenizer.json"}
+    with (
+        HubServer({ENHANCER.repository: bare}) as server,
+        pytest.raises(ModelUnavailable, match="no tokenizer"),
+    ):
+        download.install(tmp_path, [], Hub(endpoint=server.endpoint), others=[ENHANCER])
+
+
+@pytest.mark.parametrize("place", ["the store", "RunPod's cached models"])
+def test_a_downloaded_chat_model_rewrites_a_prompt(
+    full: Path, server: HubServer, tmp_path: Path, place: str
+) -> None:
+    store, volume = tmp_path / "models", tmp_path / "volume"
+    shutil.copytree(full, store)
+    if place == "the store":
+        hub = command(server, store, "--enhancer")
+        assert "Qwen/Qwen2.5-7B-Instruct (enhancer): installed" in hub.communicate()[0]
+        assert hub.returncode == 0
+    else:
+        cached(server, volume, ENHANCER.repository)
+    settings = Settings(models_dir=store, volume_dir=volume, output_dir=tmp_path / "out")
+    asked = QUICK | {"prompt": "a blue square", "enhance_prompt": True}
+    answer = job.run({"id": "q", "input": asked}, job.make_worker(settings), Control())
+    assert answer["metadata"]["original_prompt"] == "a blue square", answer
+    assert answer["metadata"]["prompt"].startswith("a blue square moving")
 
 
 # --- Conversion ---
