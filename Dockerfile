@@ -34,7 +34,7 @@ COPY download_weights.py ./
 COPY weights/tiny weights/tiny
 COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py \
      src/wan_worker/components.py src/wan_worker/catalog.py src/wan_worker/tensors.py \
-     src/wan_worker/weights.py src/wan_worker/tiny.py src/wan_worker/hub.py \
+     src/wan_worker/weights.py src/wan_worker/tiny.py src/wan_worker/rrdbnet.py src/wan_worker/hub.py \
      src/wan_worker/download.py src/wan_worker/
 # Catalog ids, separated by spaces. Empty: no weights in the image (the slim variant).
 ARG MODELS="wan2.1-t2v-1.3b wan2.1-i2v-14b-480p"
@@ -52,7 +52,7 @@ RUN --mount=type=secret,id=HF_TOKEN \
           ${MODELS:+--models $MODELS} ${ENHANCER:+--enhancer $ENHANCER}; \
     fi \
     && names="$(PYTHONPATH=src python -c 'from wan_worker.catalog import *; \
-print(*[component.name for component in components_of(list(MODELS))])')" \
+print(*[component.name for component in components_of([*MODELS, *EXTRAS])])')" \
     && for name in $names; do \
       mkdir -p "/layers/$name"; \
       if [ -d "/weights/$name" ]; then mv "/weights/$name" "/layers/$name/"; fi; \
@@ -70,6 +70,7 @@ FROM base
 COPY --from=weights /layers/umt5-tokenizer/ /models/
 COPY --from=weights /layers/umt5-xxl/ /models/
 COPY --from=weights /layers/wan2.1-vae/ /models/
+COPY --from=weights /layers/real-esrgan-x4plus/ /models/
 COPY --from=weights /layers/clip-image-processor/ /models/
 COPY --from=weights /layers/clip-vit-h/ /models/
 COPY --from=weights /layers/wan2.1-t2v-1.3b.transformer/ /models/

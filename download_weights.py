@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from wan_worker import download, settings, tiny, weights
-from wan_worker.catalog import MODELS, components_of, stored_bytes
+from wan_worker.catalog import EXTRAS, MODELS, components_of, stored_bytes
 from wan_worker.components import ENHANCER, Component, enhancer
 from wan_worker.errors import ConfigInvalid, ModelUnavailable, WorkerError
 from wan_worker.hub import Hub
@@ -20,6 +20,7 @@ examples:
   a laptop needs only                 python download_weights.py --tiny
   one model for real                  python download_weights.py --models wan2.1-t2v-1.3b
   and what rewrites prompts           ... --models ID --enhancer
+  to enlarge (upscale 2 or 4)         ... --models real-esrgan-x4plus
   onto a RunPod network volume        ... --models ID --dest /runpod-volume/models
   the same bytes as another store     ... --revision ORG/NAME=COMMIT (from its manifest.json)
 
@@ -36,9 +37,9 @@ def main() -> int:
         if options.tiny:
             # A toy model's sizes trip hints that are meant for real ones.
             warnings.simplefilter("ignore")
-            models = list(MODELS) if everything else options.models or []
+            names = [*MODELS, *EXTRAS] if everything else options.models or []
             others = [ENHANCER] if everything or options.enhancer else []
-            tiny.write(options.dest, models, report=print, others=others)
+            tiny.write(options.dest, names, report=print, others=others)
         elif options.verify:
             verify(options.dest, options.models, options.enhancer)
         elif not options.list:
@@ -52,14 +53,14 @@ def main() -> int:
                 report=print,
                 others=[options.enhancer] if options.enhancer else [],
             )
-        here = weights.installed(options.dest)
+        here = weights.installed(options.dest) | weights.extras(options.dest)
     except WorkerError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here.", file=sys.stderr)
         return 130
-    for model_id in MODELS if everything else options.models or []:
+    for model_id in (*MODELS, *EXTRAS) if everything else options.models or []:
         state = (
             "missing" if model_id not in here else "tiny" if here[model_id].tiny else "installed"
         )
@@ -76,7 +77,7 @@ def verify(models_dir: Path, model_ids: list[str] | None, chat: Component | None
     """Read every byte of these models, or of every component that is there."""
     chosen = (*components_of(model_ids or []), *([chat] if chat else []))
     if not chosen:
-        every = (*components_of(list(MODELS)), ENHANCER)
+        every = (*components_of([*MODELS, *EXTRAS]), ENHANCER)
         chosen = tuple(c for c in every if (models_dir / c.name).is_dir())
     if not chosen:
         raise ModelUnavailable("Nothing is installed here")
@@ -102,9 +103,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models",
         nargs="+",
-        choices=list(MODELS),
+        choices=[*MODELS, *EXTRAS],
         metavar="ID",
-        help="which models to download (or write, list, verify): " + ", ".join(MODELS),
+        help="which models to download (or write, list, verify): "
+        + ", ".join(MODELS)
+        + ", and what enlarges their pictures: "
+        + ", ".join(EXTRAS),
     )
     parser.add_argument(
         "--enhancer",

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from wan_worker import errors  # noqa: E402
-from wan_worker.catalog import MODELS, components_of, stored_bytes  # noqa: E402
+from wan_worker.catalog import EXTRAS, MODELS, components_of, stored_bytes  # noqa: E402
 from wan_worker.plan import WORKING_BYTES  # noqa: E402
 
 README = ROOT / "README.md"
@@ -114,6 +114,11 @@ def weights_table() -> str:
     everything = sum(model.repository_bytes for model in MODELS.values())
     together = stored_bytes(list(MODELS))
     lines.append(f"| all of them | | {everything / 1e9:.1f} GB | {together / 1e9:.1f} GB |")
+    for extra in EXTRAS.values():
+        lines.append(
+            f"| `{extra.name}`, for `upscale` | `{extra.repository}` "
+            f"| {extra.hub_bytes / 1e9:.1f} GB | {extra.stored_bytes / 1e9:.1f} GB |"
+        )
     return "\n".join(lines)
 
 

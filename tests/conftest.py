@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 from wan_worker import job as jobs
 from wan_worker import tiny
+from wan_worker.catalog import EXTRAS
 from wan_worker.progress import Control
 from wan_worker.settings import Settings
 
@@ -36,9 +37,9 @@ Answer = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny weights of the default image's two models, written once."""
+    """The tiny weights of the default image's two models and the extras, written once."""
     folder = tmp_path_factory.mktemp("store") / "models"
-    tiny.write(folder, ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"])
+    tiny.write(folder, ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p", *EXTRAS])
     return folder
 
 

@@ -1,74 +1,110 @@
 """A file is delivered only if it is what was asked for."""
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_encode import FFMPEG, chunks, ramp, spec
+from tests.test_encode import FFMPEG, VIDEOS, chunks, ramp, spec
 from wan_worker import artifact, encode
 from wan_worker.encode import Spec
 from wan_worker.errors import EncodeFailed, GenerationFailed
 from wan_worker.progress import Control
 
 
+@pytest.fixture(params=VIDEOS)
+def video(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / f"0.{request.param}"
+    encode.write(chunks(ramp(17)), path, wanted(path), Control(), FFMPEG)
+    return path
+
+
+def wanted(path: Path, count: int = 17, **changes: int) -> Spec:
+    return spec(count, **changes, form=path.suffix[1:])
+
+
+def test_a_good_video_passes_with_its_facts(video: Path) -> None:
+    made = artifact.check(video, wanted(video), Control(), FFMPEG)
+    assert (made.width, made.height, made.num_frames, made.fps) == (64, 48, 17, 16)
+    assert made.duration == 17 / 16
+    kind = {"mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
+    assert made.content_type == kind[video.suffix[1:]]
+    assert video.suffix == f".{made.extension}"
+    assert made.bytes == video.stat().st_size
+    assert made.sha256 == hashlib.sha256(video.read_bytes()).hexdigest()
+    assert list(video.parent.iterdir()) == [video]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"count": 16}, {"count": 18}, {"fps": 24}, {"fps": 17}, {"height": 64}, {"width": 80}],
+    ids=["frame too many", "frame too few", "rate", "nearly the rate", "height", "width"],
+)
+def test_a_video_that_is_not_as_asked_is_refused(video: Path, changes: dict[str, int]) -> None:
+    with pytest.raises(EncodeFailed):
+        artifact.check(video, wanted(video, **changes), Control(), FFMPEG)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 60, 400])
+def test_a_truncated_video_is_refused(video: Path, cut: int) -> None:
+    video.write_bytes(video.read_bytes()[:-cut])
+    with pytest.raises(EncodeFailed):
+        artifact.check(video, wanted(video), Control(), FFMPEG)
+
+
+def test_a_video_with_more_behind_its_end_is_refused(video: Path) -> None:
+    video.write_bytes(video.read_bytes() + b"\0" * 9)
+    with pytest.raises(EncodeFailed):
+        artifact.check(video, wanted(video), Control(), FFMPEG)
+
+
+def test_a_video_of_another_format_is_refused(video: Path) -> None:
+    for form in set(VIDEOS) - {video.suffix[1:]}:
+        with pytest.raises(EncodeFailed, match="begin"):
+            artifact.check(video, spec(17, form=form), Control(), FFMPEG)
+
+
+def test_an_mp4_with_its_index_cut_off_is_refused(mp4: Path) -> None:
+    data = mp4.read_bytes()
+    mp4.write_bytes(data.replace(b"moov", b"free"))
+    with pytest.raises(EncodeFailed, match="parts"):
+        artifact.check(mp4, spec(17), Control(), FFMPEG)
+
+
 @pytest.fixture
-def video(tmp_path: Path) -> Path:
+def mp4(tmp_path: Path) -> Path:
     path = tmp_path / "0.mp4"
     encode.write(chunks(ramp(17)), path, spec(17), Control(), FFMPEG)
     return path
 
 
-def test_a_good_video_passes_with_its_facts(video: Path) -> None:
-    made = artifact.check(video, spec(17), Control(), FFMPEG)
-    assert (made.width, made.height, made.num_frames, made.fps) == (64, 48, 17, 16)
-    assert made.duration == 17 / 16
-    assert made.content_type == "video/mp4"
-    assert made.bytes == video.stat().st_size
-    assert made.sha256 == hashlib.sha256(video.read_bytes()).hexdigest()
-    assert [path.name for path in video.parent.iterdir()] == ["0.mp4"]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [spec(16), spec(18), spec(17, fps=24), spec(17, height=64), spec(17, width=80)],
-    ids=["frame too many", "frame too few", "rate", "height", "width"],
-)
-def test_a_video_that_is_not_as_asked_is_refused(video: Path, wrong: Spec) -> None:
-    with pytest.raises(EncodeFailed):
-        artifact.check(video, wrong, Control(), FFMPEG)
-
-
-def test_a_truncated_video_is_refused(video: Path) -> None:
-    data = video.read_bytes()
-    video.write_bytes(data[: len(data) * 3 // 4])
-    with pytest.raises(EncodeFailed):
-        artifact.check(video, spec(17), Control(), FFMPEG)
-
-
-def test_a_video_with_its_index_cut_off_is_refused(video: Path) -> None:
-    data = video.read_bytes()
-    video.write_bytes(data.replace(b"moov", b"free"))
-    with pytest.raises(EncodeFailed, match="parts"):
-        artifact.check(video, spec(17), Control(), FFMPEG)
-
-
 def test_a_damaged_picture_inside_is_refused(video: Path) -> None:
     data = bytearray(video.read_bytes())
-    start = data.index(b"mdat") + 700
+    start = data.index(b"mdat") + 700 if video.suffix == ".mp4" else len(data) // 2
     data[start : start + 400] = bytes(400)
     video.write_bytes(bytes(data))
     with pytest.raises(EncodeFailed):
-        artifact.check(video, spec(17), Control(), FFMPEG)
+        artifact.check(video, wanted(video), Control(), FFMPEG)
 
 
-def test_a_text_file_is_not_a_video(tmp_path: Path) -> None:
-    path = tmp_path / "0.mp4"
+def test_a_webm_must_have_its_index_before_its_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "0.webm"
+    command = encode._video_command(FFMPEG, path, spec(17, form="webm"))
+    at = command.index("-cues_to_front")
+    subprocess.run([*command[:at], *command[at + 2 :]], input=ramp(17).tobytes(), check=True)
+    with pytest.raises(EncodeFailed, match="index"):
+        artifact.check(path, spec(17, form="webm"), Control(), FFMPEG)
+
+
+@pytest.mark.parametrize("form", VIDEOS)
+def test_a_text_file_is_not_a_video(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"0.{form}"
     path.write_text("Traceback (most recent call last)\n" * 100)
     with pytest.raises(EncodeFailed, match="begin"):
-        artifact.check(path, spec(17), Control(), FFMPEG)
+        artifact.check(path, spec(17, form=form), Control(), FFMPEG)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -78,13 +114,16 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         artifact.check(path, spec(17), Control(), FFMPEG)
 
 
+@pytest.mark.parametrize("form", VIDEOS)
 @pytest.mark.parametrize("level", [0, 127, 255], ids=["black", "grey", "white"])
-def test_a_video_of_one_colour_is_a_failed_generation(tmp_path: Path, level: int) -> None:
+def test_a_video_of_one_colour_is_a_failed_generation(
+    tmp_path: Path, level: int, form: str
+) -> None:
     frames = np.full((17, 48, 64, 3), level, np.uint8)
-    path = tmp_path / "0.mp4"
-    encode.write(chunks(frames), path, spec(17), Control(), FFMPEG)
+    path = tmp_path / f"0.{form}"
+    encode.write(chunks(frames), path, spec(17, form=form), Control(), FFMPEG)
     with pytest.raises(GenerationFailed, match="one colour"):
-        artifact.check(path, spec(17), Control(), FFMPEG)
+        artifact.check(path, spec(17, form=form), Control(), FFMPEG)
 
 
 def test_a_video_that_goes_black_is_a_failed_generation(tmp_path: Path) -> None:
@@ -111,9 +150,11 @@ def test_images_are_checked_too(tmp_path: Path, form: str) -> None:
     encode.write(iter([ramp(1)]), path, wanted, Control(), FFMPEG)
     made = artifact.check(path, wanted, Control(), FFMPEG)
     assert (made.fps, made.duration, made.num_frames) == (None, None, 1)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(EncodeFailed):
-        artifact.check(path, wanted, Control(), FFMPEG)
+    whole = path.read_bytes()
+    for cut in (1, 2, 200):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(EncodeFailed):
+            artifact.check(path, wanted, Control(), FFMPEG)
 
 
 def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from tests.test_structure import own_imports
 from wan_worker import contract, request, settings
-from wan_worker.catalog import MODELS, components_of
+from wan_worker.catalog import EXTRAS, MODELS, components_of
 from wan_worker.errors import ConfigInvalid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ def test_the_weights_stage_gets_what_the_tool_imports_and_nothing_more() -> None
 
 def test_every_component_is_a_layer_of_its_own() -> None:
     copied = re.findall(r"^COPY --from=weights /layers/(\S+)/ /models/$", DOCKERFILE, re.MULTILINE)
-    names = [component.name for component in components_of(list(MODELS))]
+    names = [component.name for component in components_of([*MODELS, *EXTRAS])]
     assert sorted(copied) == sorted([*names, "enhancer"])  # whichever language model was chosen
 
 

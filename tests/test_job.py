@@ -103,6 +103,39 @@ def test_an_image_comes_in_the_format_asked_for(serve: Serve, form: str, kind: s
 
 
 @pytest.mark.parametrize(
+    ("form", "codec", "kind"),
+    [("mp4", "h264", "video/mp4"), ("webm", "vp9", "video/webm"), ("gif", "gif", "image/gif")],
+)
+def test_a_video_comes_in_the_format_asked_for(
+    serve: Serve, form: str, codec: str, kind: str
+) -> None:
+    answer = serve({"output_format": form, "num_frames": 9, "fps": 8})
+    asset = answer["assets"][0]
+    path = path_of(asset["url"])
+    clip = read(path)
+    assert (path.name, asset["content_type"], clip.codec) == (f"0.{form}", kind, codec)
+    assert clip.frames.shape == (9, 48, 64, 3)
+    assert clip.seconds == pytest.approx(asset["duration"], abs=0.006)
+    assert (asset["num_frames"], asset["fps"], asset["duration"]) == (9, 8, 9 / 8)
+    # The same frames as the mp4's, but for what the codecs lose.
+    mp4 = read(path_of(serve({"num_frames": 9, "fps": 8})["assets"][0]["url"]))
+    assert np.abs(clip.frames.astype(int) - mp4.frames).mean() < 12
+    assert sha256_of(serve({"output_format": form, "num_frames": 9, "fps": 8})) == sha256_of(answer)
+
+
+@pytest.mark.parametrize("form", ["webm", "gif"])
+def test_a_video_outside_mp4_may_have_odd_sides(serve: Serve, form: str) -> None:
+    answer = serve({"output_format": form, "size": "51x37"})
+    assert read(path_of(answer["assets"][0]["url"])).frames.shape == (5, 37, 51, 3)
+
+
+@pytest.mark.parametrize(("fps", "said"), [(16, True), (20, False)])
+def test_a_gifs_uneven_delays_are_said(serve: Serve, fps: int, said: bool) -> None:
+    reasons = serve({"output_format": "gif", "fps": fps})["metadata"]["plan"]["reasons"]
+    assert any("hundredth" in r or "1/100 s" in r for r in reasons) is said
+
+
+@pytest.mark.parametrize(
     ("asked", "generated"),
     [
         ({"size": "54x36"}, {"width": 64, "height": 48, "num_frames": 5}),
@@ -152,20 +185,34 @@ def test_a_drawn_seed_is_reported_and_repeats(serve: Serve) -> None:
     assert sha256_of(serve({"seed": seed})) == sha256_of(drawn)
 
 
-def test_base64_holds_the_file_itself(serve: Serve) -> None:
-    asset = serve({"response_format": "base64"})["assets"][0]
+IMAGE_MODE = {"mode": "image", "num_frames": 1}
+EVERY_FORMAT = [
+    *({"output_format": form} for form in ("mp4", "webm", "gif")),
+    *(IMAGE_MODE | {"output_format": form} for form in ("png", "jpeg", "webp")),
+]
+
+
+@pytest.mark.parametrize("asked", EVERY_FORMAT, ids=lambda asked: asked["output_format"])
+def test_base64_holds_the_file_itself(serve: Serve, asked: dict[str, Any]) -> None:
+    asset = serve({"response_format": "base64"} | asked)["assets"][0]
     data = base64.b64decode(asset["data"])
     assert hashlib.sha256(data).hexdigest() == asset["sha256"]
+    assert sha256_of(serve(asked)) == asset["sha256"]
     assert "url" not in asset
 
 
+@pytest.mark.parametrize("asked", EVERY_FORMAT, ids=lambda asked: asked["output_format"])
 def test_an_inline_result_over_the_limit_says_what_to_do(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(storage, "INLINE_BYTES", 100)
-    error = error_of(serve({"response_format": "base64"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "INLINE_BYTES", 100)
+        error = error_of(serve({"response_format": "base64"} | asked))
     assert error["code"] == "OUTPUT_TOO_LARGE"
-    assert "response_format" in error["message"]
+    assert "leave response_format out" in error["message"]
+    smaller = {"gif": "mp4 or webm", "png": "jpeg or webp"}.get(asked["output_format"])
+    assert smaller is None or smaller in error["message"]
+    assert "error" not in serve(asked)
 
 
 def test_on_the_platform_without_a_bucket_the_variables_to_set_are_named(

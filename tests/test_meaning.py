@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.conftest import Answer
-from tests.media import path_of, read
+from tests.media import path_of, read, read_gif
 from tests.test_generate import build, make_plan
 from tests.test_job import data_uri
 from wan_worker import generate, job
@@ -105,6 +105,30 @@ def test_image_mode_draws_the_shape(serve: Serve) -> None:
     with Image.open(path_of(answer["assets"][0]["url"])) as image:
         found = measure(np.asarray(image.convert("RGB"))[None])
     assert (found.colour, found.kind, found.background) == ("blue", "square", "white")
+
+
+@pytest.mark.parametrize("changes", [{"upscale": 2}, {"output_format": "webm"}])
+def test_an_enlarged_or_otherwise_encoded_clip_shows_the_same(
+    serve: Serve, changes: dict[str, Any]
+) -> None:
+    frames = video(serve, PROMPT, **changes)
+    factor = changes.get("upscale", 1)
+    assert frames.shape == (17, 64 * factor, 96 * factor, 3)
+    found = measure(frames)
+    assert said(found) == ("red", "circle", "right", "white")
+    plain = measure(video(serve, PROMPT)).track
+    for small, large in zip(plain, found.track, strict=True):
+        assert small is not None
+        assert large is not None
+        # Pixel centres: the middle of the first of n is at (n - 1) / 2 once enlarged.
+        expected = [factor * at + (factor - 1) / 2 for at in small]
+        assert np.abs(np.subtract(large, expected)).max() < 1.5
+
+
+def test_a_gif_shows_the_same(serve: Serve) -> None:
+    answer = serve(CLIP | {"prompt": PROMPT, "output_format": "gif"})
+    made = read_gif(path_of(answer["assets"][0]["url"]))
+    assert said(measure(made.frames)) == ("red", "circle", "right", "white")
 
 
 @pytest.mark.parametrize(("direction", "start"), [("right", 26)])

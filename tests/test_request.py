@@ -209,6 +209,10 @@ WRONG_VALUES = [
     pytest.param("duration", 10**4000, "at most 30", id="duration-of-4000-digits"),
     pytest.param("fps", 0, "at least 1", id="fps-zero"),
     pytest.param("fps", 61, "at most 60", id="fps-over-the-limit"),
+    pytest.param("upscale", 3, "one of: 2, 4", id="upscale-by-three"),
+    pytest.param("upscale", 1, "one of: 2, 4", id="upscale-by-one"),
+    pytest.param("upscale", True, "one of: 2, 4", id="upscale-true"),
+    pytest.param("upscale", "2", "one of: 2, 4", id="upscale-as-text"),
     pytest.param("num_inference_steps", 0, "at least 1", id="no-steps"),
     pytest.param("num_inference_steps", 101, "at most 100", id="steps-over-the-limit"),
     pytest.param("guidance_scale", 0.5, "at least 1", id="guidance-below-one"),
@@ -438,8 +442,29 @@ def test_an_image_may_have_odd_sides() -> None:
     assert parse(mode="image", size="333x217").size == (333, 217)
 
 
+@pytest.mark.parametrize("form", ["webm", "gif"])
+def test_only_an_mp4_needs_even_sides(form: str) -> None:
+    assert parse(mode="video", size="333x217", output_format=form).size == (333, 217)
+    assert parse(mode="video", size="333x217", upscale=2).size == (333, 217)  # 666x434 are even
+
+
+@pytest.mark.parametrize(("form", "highest"), [("gif", 50), ("webm", 60), ("mp4", 60)])
+def test_a_gif_is_no_faster_than_browsers_show(form: str, highest: int) -> None:
+    assert parse(mode="video", output_format=form, fps=highest).fps == highest
+    if highest < 60:
+        error = refused_video(output_format=form, fps=highest + 1)
+        assert error.field == "/input/fps"
+        assert "up to 50" in error.message
+
+
+@pytest.mark.parametrize(("given", "factor"), [({}, 1), ({"upscale": 2}, 2), ({"upscale": 4.0}, 4)])
+def test_upscale_is_two_four_or_none(given: dict[str, Any], factor: int) -> None:
+    assert parse(mode="video", **given).upscale == factor
+
+
 @pytest.mark.parametrize(
-    ("mode", "formats"), [("video", ("mp4",)), ("image", ("png", "jpeg", "webp"))]
+    ("mode", "formats"),
+    [("video", ("mp4", "webm", "gif")), ("image", ("png", "jpeg", "webp"))],
 )
 def test_each_mode_has_its_formats_and_the_first_is_the_default(
     mode: str, formats: tuple[str, ...]
@@ -908,7 +933,8 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "flow_shift": st.floats(0.1, 20),
     "seed": st.integers(-1, LARGEST_SEED),
     "num_outputs": st.sampled_from([1, 2, 4.0]),
-    "output_format": st.sampled_from(["mp4", "png", "jpeg", "webp"]),
+    "upscale": st.sampled_from([2, 4, 2.0]),
+    "output_format": st.sampled_from(["mp4", "webm", "gif", "png", "jpeg", "webp"]),
     "response_format": st.sampled_from(["url", "base64"]),
     "reference_fallback": st.booleans(),
     "config": st.sampled_from([{}, {"first_frame": URL}, {"first_frame": None, "other": 1}]),

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from jsonschema import Draft202012Validator
 
-from wan_worker import contract, plan, request
+from wan_worker import contract, formats, plan, request
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.hardware import Hardware
 from wan_worker.plan import Plan
@@ -28,6 +28,7 @@ ORDER = [
         "components",
         "catalog",
         "contract",
+        "formats",
         "outputs",
         "request",
         "hardware",
@@ -35,8 +36,9 @@ ORDER = [
         "progress",
     ),
     *("addresses", "net", "images", "measure"),
-    *("tensors", "weights", "tiny", "hub", "download", "judge", "prompt", "pipelines"),
-    *("generate", "encode", "artifact", "storage", "response", "delivery", "callback", "job"),
+    *("tensors", "weights", "tiny", "rrdbnet", "hub", "download", "judge", "prompt", "pipelines"),
+    *("generate", "upscale", "encode", "containers", "artifact"),
+    *("storage", "response", "delivery", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
@@ -386,9 +388,9 @@ def test_the_schemas_models_are_exactly_the_catalogs() -> None:
 
 
 def test_the_schemas_formats_are_exactly_the_codes() -> None:
-    formats = REQUEST_SCHEMA["properties"]["output_format"]["enum"]
-    assert formats == [*request.VIDEO_FORMATS, *request.IMAGE_FORMATS]
-    assert REQUEST_SCHEMA["properties"]["mode"]["enum"] == sorted(get_args(request.Mode))
+    named = REQUEST_SCHEMA["properties"]["output_format"]["enum"]
+    assert named == [*formats.VIDEO_FORMATS, *formats.IMAGE_FORMATS]
+    assert REQUEST_SCHEMA["properties"]["mode"]["enum"] == sorted(get_args(formats.Mode))
 
 
 def test_the_schema_refuses_unknown_fields() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wan_worker import tiny, weights
-from wan_worker.catalog import MODELS, components_of
+from wan_worker.catalog import EXTRAS, MODELS, components_of
 from wan_worker.components import ENHANCER
 from wan_worker.errors import ModelCorrupt
 
@@ -43,7 +43,7 @@ def test_the_tiny_weights_of_all_models_fit_in_fifty_megabytes(every_model_dir: 
 
 def test_models_share_one_text_encoder_and_all_but_the_5b_one_vae(every_model_dir: Path) -> None:
     folders = {path.name for path in every_model_dir.iterdir()}
-    assert folders == {c.name for c in (*components_of(list(MODELS)), ENHANCER)}
+    assert folders == {c.name for c in (*components_of([*MODELS, *EXTRAS]), ENHANCER)}
     shared = set.intersection(*(set(model.component_names) for model in MODELS.values()))
     assert shared == {"umt5-xxl", "umt5-tokenizer"}
     others = [model for model in MODELS.values() if model.id != "wan2.2-ti2v-5b"]

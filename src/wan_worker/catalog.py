@@ -21,6 +21,7 @@ from wan_worker.components import (
     TI2V_5B_REPOSITORY,
     UMT5,
     UMT5_TOKENIZER,
+    UPSCALER,
     VAE_2_1,
     VAE_2_2,
     Component,
@@ -105,7 +106,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Installed:
-    """A model whose weights are here."""
+    """A model, or an extra component, whose weights are here."""
 
     component_bytes: Mapping[str, int]
     """Bytes in memory of each component, by name."""
@@ -308,14 +309,19 @@ MODELS: Final = MappingProxyType({model.id: model for model in _IN_ORDER})
 """Every model by id. Order is preference: of several that serve a request, the last one is best."""
 
 
-def components_of(model_ids: list[str]) -> tuple[Component, ...]:
-    """The components that these models need, each once, in a stable order."""
-    return tuple(dict.fromkeys(c for model_id in model_ids for c in MODELS[model_id].components))
+EXTRAS: Final = MappingProxyType({UPSCALER.name: UPSCALER})
+"""Components that are no part of a Wan model and are installed by their own names."""
 
 
-def stored_bytes(model_ids: list[str]) -> int:
-    """Disk that these models take in one store, what they share counted once."""
-    return sum(component.stored_bytes for component in components_of(model_ids))
+def components_of(names: list[str]) -> tuple[Component, ...]:
+    """The components that these models and extras need, each once, in a stable order."""
+    parts = (MODELS[n].components if n in MODELS else (EXTRAS[n],) for n in names)
+    return tuple(dict.fromkeys(component for group in parts for component in group))
+
+
+def stored_bytes(names: list[str]) -> int:
+    """Disk that these models and extras take in one store, what they share counted once."""
+    return sum(component.stored_bytes for component in components_of(names))
 
 
 def repositories_of(component: Component) -> tuple[str, ...]:

@@ -28,11 +28,22 @@ class Component:
     """Encoding to bf16 latents shifts image-to-video, so the VAE stays in fp32."""
     at_top: bool = False
     """Its files lie at the top of its repository, not in a folder named for the role."""
+    release: "Release | None" = None
+    """Where it is published, if that is outside the Hub."""
 
     @property
     def hub_folder(self) -> str:
         """The folder of its repository that holds it; empty for the top."""
         return "" if self.at_top else self.role
+
+
+@dataclass(frozen=True)
+class Release:
+    """One file at an https address, fixed to the byte."""
+
+    url: str
+    tag: str
+    sha256: str
 
 
 T2V_1_3B_REPOSITORY: Final = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -90,6 +101,23 @@ CLIP_PROCESSOR = Component(
     repository=I2V_480P_REPOSITORY,
     hub_bytes=1_000,
     stored_bytes=1_000,
+)
+
+
+UPSCALER: Final = Component(
+    name="real-esrgan-x4plus",
+    role="upscaler",
+    class_name="wan_worker.rrdbnet:Network",
+    repository="xinntao/Real-ESRGAN",
+    hub_bytes=67_040_989,
+    stored_bytes=66_791_948,
+    keep_fp32=True,
+    # Size and hash as many public projects pin them for this very address.
+    release=Release(
+        url="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/RealESRGAN_x4plus.pth",
+        tag="v0.1.0",
+        sha256="4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+    ),
 )
 
 

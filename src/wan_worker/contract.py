@@ -168,7 +168,7 @@ def _describe(error: ValidationError, known: tuple[str, ...]) -> Iterator[tuple[
             wanted = rule if isinstance(rule, str) else " or ".join(rule)
             yield pointer, f"Must be of type {wanted}"
         case "enum":
-            yield pointer, f"Must be one of: {', '.join(rule)}"
+            yield pointer, f"Must be one of: {', '.join(map(str, rule))}"
         case "minimum":
             yield pointer, f"Must be at least {rule}"
         case "maximum":

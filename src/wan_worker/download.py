@@ -1,10 +1,12 @@
 """Who fills the store? Weights from the Hub, one copy of each component, in the type that runs.
+What is published elsewhere, as one file fixed by its hash, is installed the same way.
 
 A component's files arrive in ``<name>.download``, are rounded to bfloat16 on their way into
 ``<name>.partial`` where they are float32 and may be, and appear under the component's name all at
 once, with their manifest. What a run leaves behind when it is killed, the next one goes on with.
 
-Promises: only JSON, tokenizer files and safetensors are downloaded; the VAE and the modules that
+Promises: only JSON, tokenizer files and safetensors are downloaded from the Hub, and a published
+pickle becomes safetensors without being trusted; the VAE and the modules that
 the model's class keeps in float32 are stored as they came; a component that is there is not asked
 for again, so an installed store needs no network; two processes on one volume take turns.
 Not covered: a file system without locks, and which models are worth installing (README).
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wan_worker import tensors
+from wan_worker import rrdbnet, tensors
 from wan_worker.catalog import components_of
 from wan_worker.components import Component
 from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable
@@ -41,7 +43,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """A component's place on the Hub."""
+    """A component's place on the Hub, or its release."""
 
     component: Component
     repository: Repository
@@ -80,11 +82,11 @@ def install(
         models_dir.mkdir(parents=True, exist_ok=True)
         sources = []
         for component in (*components_of(list(model_ids)), *others):
-            revision = _revision(component, revisions or {})
+            revision = None if component.release else _revision(component, revisions or {})
             if revision is None and _is_installed(models_dir, component):
                 report(f"{component.name}: already there")
                 continue
-            source = Source(component, hub.repository(component.repository, revision))
+            source = Source(component, _published(component, revision, hub))
             if _is_installed(models_dir, component, source):
                 report(f"{component.name}: already there, at the same commit")
                 continue
@@ -94,6 +96,16 @@ def install(
             _install(models_dir, source, hub, report)
     except OSError as error:
         raise _explained(error) from error
+
+
+def _published(component: Component, revision: str | None, hub: Hub) -> Repository:
+    """What the Hub lists, or the one file of a release, which needs no asking."""
+    release = component.release
+    if release is None:
+        return hub.repository(component.repository, revision)
+    path = f"{component.role}/{release.url.rpartition('/')[2]}"
+    file = RemoteFile(path, component.hub_bytes, release.sha256, release.url)
+    return Repository(component.repository, release.tag, (file,))
 
 
 def _revision(component: Component, revisions: Mapping[str, str]) -> str | None:
@@ -138,6 +150,8 @@ def _wanted(component: Component, listed: Mapping[str, RemoteFile]) -> list[Remo
 
     With an index these are more than enough; ``_fill`` takes those that the index names.
     """
+    if component.release is not None:
+        return list(listed.values())
     endings: tuple[str, ...] = (".json", ".model", ".txt")
     if component.role in PROCESSOR_FILES:
         if not any(name in listed for name in PROCESSOR_FILES[component.role]):
@@ -226,6 +240,9 @@ def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
     """Get each file, and put it where it belongs, rounded if it has to be."""
     component = source.component
     wanted = _wanted(component, source.files)
+    if component.release is not None:
+        _convert(wanted[0], partial, arriving, source, hub)
+        return
     small = [file for file in wanted if not file.name.endswith(".safetensors")]
     for file in small:
         hub.get(source.repository, file, arriving / file.name)
@@ -255,6 +272,15 @@ def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
     except (ValueError, KeyError) as error:
         raise ModelCorrupt(f"{component.name}: {source.repository.name} holds no whole safetensors "
                            f"({error})") from error  # fmt: skip
+
+
+def _convert(file: RemoteFile, partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
+    """Get a published checkpoint and write what is in it as safetensors."""
+    hub.get(source.repository, file, arriving / file.name)
+    try:
+        rrdbnet.convert(arriving / file.name, partial)
+    except ValueError as error:
+        raise ModelCorrupt(f"{source.component.name}: {file.name} is {error}") from error
 
 
 def _kept_in_fp32(component: Component) -> frozenset[str]:

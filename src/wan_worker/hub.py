@@ -1,12 +1,12 @@
-"""What does a Hub repository hold, and its files, whole.
+"""What does a Hub repository hold, and its files, whole. A release elsewhere comes the same way.
 
 Over huggingface_hub's own session, so that HF_ENDPOINT, proxies, certificates and offline mode mean
 here what they mean everywhere. Its downloader is not used: it throws a file that was cut off away
 when its process dies, and the files here are up to 10 GB.
 
 Promises: a file that was cut off goes on where it stopped, in this process or the next; what
-arrives has the hash that the Hub states; a busy Hub is waited for as long as it asks, up to a
-bound; the token goes to the Hub alone and into no message.
+arrives has the hash that the Hub, or the catalog, states; a busy Hub is waited for as long as it
+asks, up to a bound; the token goes to the Hub alone and into no message.
 Not covered: Xet's chunk protocol (the same files come over plain HTTP), and files that a repository
 holds outside safetensors and JSON.
 """
@@ -42,12 +42,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the Hub lists it."""
+    """A file as the Hub lists it, or the catalog."""
 
     path: str
     size: int
     digest: str
     """sha256 of the content for a large file, git's blob sha1 for a small one."""
+    url: str | None = None
+    """Its address, if that is not on the Hub."""
 
     @property
     def name(self) -> str:
@@ -131,12 +133,14 @@ class Hub:
                 stop,
                 lambda: self._stream(repository, file, target, stop),
                 progress=lambda: _size(target),
+                place="The Hub" if file.url is None else file.url.split("/")[2],
             )
             if file.is_whole(target):
                 return
             target.unlink()
         raise ModelCorrupt(
-            f"{file.path} of {repository.name} arrives with another hash than the Hub states"
+            f"{file.path} of {repository.name} arrives with another hash than "
+            f"{'is pinned for it' if file.url else 'the Hub states'}"
         )
 
     def _list(self, name: str, revision: str | None) -> Repository:
@@ -170,10 +174,10 @@ class Hub:
             have = out.tell()
             if have >= file.size:
                 return
-            headers = build_hf_headers(token=self._plain_token())
+            headers = {} if file.url else build_hf_headers(token=self._plain_token())
             headers |= {"Accept-Encoding": "identity"}
             headers |= {"Range": f"bytes={have}-"} if have else {}
-            url = hf_hub_url(
+            url = file.url or hf_hub_url(
                 repository.name, file.path, revision=repository.commit, endpoint=self._endpoint
             )
             # A redirect to a content network loses the token: httpx drops it between hosts.
@@ -196,7 +200,10 @@ class Hub:
                     for piece in response.iter_bytes():
                         if stop.is_set():
                             raise Stopped
-                        out.write(piece)
+                        room = file.size - out.tell()
+                        out.write(piece[:room])
+                        if len(piece) > room:
+                            break  # more than is stated: never more on disk than that
                         bar.update(len(piece))
         if _size(target) < file.size:
             raise httpx2.RemoteProtocolError("the body ended early")
@@ -207,6 +214,7 @@ class Hub:
         stop: threading.Event,
         call: Callable[[], T],
         progress: Callable[[], int] = lambda: 0,
+        place: str = "The Hub",
     ) -> T:
         """Try until it works, it can't work, or nothing moves any more."""
         import httpx2
@@ -222,7 +230,7 @@ class Hub:
                 before = progress()
                 pause = _pause(error, failures)
                 if pause is None or failures >= TRIES:
-                    raise _explained(name, error) from error
+                    raise _explained(name, error, place) from error
                 self._wait(stop, pause)
                 if stop.is_set():
                     raise Stopped from error
@@ -273,9 +281,11 @@ def _pause(error: Exception, failures: int) -> float | None:
     return pause if pause <= MAX_WAIT_SECONDS else None
 
 
-def _explained(name: str, error: Exception) -> ModelUnavailable:
+def _explained(name: str, error: Exception, place: str) -> ModelUnavailable:
     """A failure in words that say what to do; the library's own may hold addresses and headers."""
     status = _status(error)
+    if place != "The Hub" and status in (401, 403, 404):
+        return ModelUnavailable(f"{place} does not give {name} ({status})")
     if status in (401, 403) or type(error).__name__ == "GatedRepoError":
         return ModelUnavailable(
             f"The Hub refuses {name} ({status}): set HF_TOKEN to a token that may read it "
@@ -285,13 +295,13 @@ def _explained(name: str, error: Exception) -> ModelUnavailable:
         return ModelUnavailable(f"The Hub has no {name}, or not this revision or file of it (404)")
     if status == 429:
         return ModelUnavailable(
-            f"The Hub asks for fewer requests (429) and to come back later for {name}; "
+            f"{place} asks for fewer requests (429) and to come back later for {name}; "
             "what has arrived is kept, run the same command again",
             retryable=True,
         )
     what = f"answers {status}" if status is not None else f"fails ({type(error).__name__})"
     return ModelUnavailable(
-        f"The Hub {what} for {name}; what has arrived is kept, run the same command again. "
+        f"{place} {what} for {name}; what has arrived is kept, run the same command again. "
         "Models that are installed work without it",
         retryable=True,
     )

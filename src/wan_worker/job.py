@@ -1,6 +1,6 @@
 """The one flow: a RunPod job in, an answer out.
 
-    request -> plan -> image -> generate -> encode -> artifact -> storage -> response
+    request -> plan -> image -> generate -> upscale -> encode -> artifact -> storage -> response
 
 ``run`` holds the only try/except that turns an exception into an answer, so whatever happens below
 it, the platform gets a dict that is strict JSON, the temp folder goes, and the next job finds the
@@ -33,6 +33,7 @@ from wan_worker import (
     request,
     response,
     storage,
+    upscale,
     weights,
 )
 from wan_worker.artifact import Artifact
@@ -57,6 +58,7 @@ from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
 from wan_worker.progress import Control, Part
 from wan_worker.request import Notice, Request
+from wan_worker.rrdbnet import Network
 from wan_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -185,6 +187,7 @@ def _make(
     control.enter("load")
     here = _installed(worker)[planned.model.id]
     pipeline = worker.pool.pipeline(planned, here, control.check)
+    network = worker.pool.upscaler(planned, _extras(worker))
     control.enter("prompt")
     embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
     count = len(planned.outputs)
@@ -198,20 +201,29 @@ def _make(
             clip = latents[index - first : index - first + 1]
             control.part = _part(index, index + 1, count)
             target = folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
-            made.append(_file(clip, pipeline.vae, target, planned, worker, control))
+            made.append(_file(clip, pipeline.vae, network, target, planned, worker, control))
     control.part = None
     return replace(planned, notices=(*planned.notices, *notices))
 
 
 def _file(
-    latents: "torch.Tensor", vae: Any, target: Path, planned: Plan, worker: Worker, control: Control
+    latents: "torch.Tensor",
+    vae: Any,
+    network: Network | None,
+    target: Path,
+    planned: Plan,
+    worker: Worker,
+    control: Control,
 ) -> Artifact:
     """One clip's latents as a checked file."""
     spec = _spec(planned)
     control.enter("decode_encode")
     # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
     # the middle of the next job.
-    with closing(generate.frames(vae, latents, planned, control)) as frames:
+    with (
+        closing(generate.frames(vae, latents, planned, control)) as made,
+        closing(upscale.frames(made, network, planned.upscale, worker.hardware, control)) as frames,
+    ):
         encode.write(frames, target, spec, control, worker.ffmpeg)
     control.enter("check")
     return artifact.check(target, spec, control, worker.ffmpeg)
@@ -257,7 +269,7 @@ def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
         here = _installed(worker)
-        planned = plan.make(asked, worker.hardware, here, settings.default_model)
+        planned = plan.make(asked, worker.hardware, here, settings.default_model, _extras(worker))
         if not asked.enhance_prompt:
             return planned
         return prompt.decide(planned, here[planned.model.id], worker.hardware, *_enhancer(worker))
@@ -274,6 +286,10 @@ def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
 def _installed(worker: Worker) -> dict[str, Installed]:
     """Asked for each job: weights may be installed while the worker runs."""
     return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
+
+
+def _extras(worker: Worker) -> dict[str, Installed]:
+    return weights.extras(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def _enhancer(worker: Worker) -> tuple[Component, weights.Found | None]:
@@ -350,12 +366,10 @@ def _exclusive(gpu: threading.Lock, control: Control) -> Iterator[None]:
 
 
 def _spec(planned: Plan) -> encode.Spec:
-    if planned.size is None:
-        raise ValueError("the size is not known before the image is")
     return encode.Spec(
         format=planned.output_format,
-        width=planned.size[0],
-        height=planned.size[1],
+        width=planned.delivered_size[0],
+        height=planned.delivered_size[1],
         num_frames=planned.num_frames,
         fps=planned.fps if planned.mode == "video" else None,
     )

@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from wan_worker import rrdbnet
 from wan_worker.catalog import Installed, Model
-from wan_worker.components import Component
+from wan_worker.components import UPSCALER, Component
 from wan_worker.errors import GpuFault, ModelCorrupt
 from wan_worker.faults import is_memory_or_gpu_fault
 from wan_worker.hardware import Hardware
@@ -55,10 +56,14 @@ def load_component(
     transformers_logging.set_verbosity_error()  # what matters in its warnings is checked below
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise GpuFault(f"torch can't use {hardware.name}: the driver does not fit this image")
-    library, class_name = component.class_name.split(":")
-    cls = getattr(importlib.import_module(library), class_name)
     tokenizer, trust = None, {}
     try:
+        if component.role == UPSCALER.role:
+            # Its authors run it in half precision; bfloat16 would cost it a level of 255.
+            on_gpu = hardware.device == "cuda"
+            return rrdbnet.load(folder, torch.float16 if on_gpu else torch.float32, device)
+        library, class_name = component.class_name.split(":")
+        cls = getattr(importlib.import_module(library), class_name)
         if component.role in ("tokenizer", "image_processor"):
             return cls.from_pretrained(folder, local_files_only=True)
         if component.role == "enhancer":
@@ -153,6 +158,21 @@ class Pool:
         if self._components.pop(component.name, None) is not None:
             del self._bytes[component.name]
             _release_memory(self._hardware)
+
+    def upscaler(self, plan: Plan, extras: Mapping[str, Installed]) -> rrdbnet.Network | None:
+        """The plan's upscaler on the plan's device, or None where it has none.
+
+        For after ``pipeline``: it is loaded with the models, so that broken weights are noticed
+        before the minutes of denoising. Small enough to take its place from the working memory:
+        nothing is evicted for it.
+        """
+        if plan.upscale == 1:
+            return None
+        here, name = extras[UPSCALER.name], UPSCALER.name
+        network: rrdbnet.Network = self._component(
+            UPSCALER, here.folders[name], here.component_bytes[name], plan.device
+        )
+        return network
 
     def _component(self, component: Component, folder: Path, size: int, device: str) -> Any:
         if component.name not in self._components:

@@ -7,8 +7,10 @@ Rules, in order:
 3. The size: as asked, generated on the next larger grid and cropped. With an image and no size of
    its own, the image's shape at the pixel budget (known once the image is there: ``fit_to_image``).
 4. The length: as asked, generated at the next 4k+1 and trimmed.
-5. The placement: all weights stay on the GPU where they fit, else they take turns.
-6. Several outputs: denoised together while that is less than one long clip, else in turn.
+5. ``upscale`` enlarges what was cropped; a video's frame then keeps to a codec level.
+6. The placement: all weights stay on the GPU where they fit, else they take turns. An upscaler
+   (67 MB, and tiles cut to the working memory) is small enough to stay beside them.
+7. Several outputs: denoised together while that is less than one long clip, else in turn.
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
 Not covered: how long a job will take, and memory beyond a fixed allowance for activations.
@@ -17,13 +19,24 @@ Not covered: how long a job will take, and memory beyond a fixed allowance for a
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed, Model, Size
+from wan_worker import formats
+from wan_worker.catalog import (
+    MAX_WORK,
+    MODELS,
+    NEGATIVE_PROMPT,
+    Installed,
+    Model,
+    Size,
+)
+from wan_worker.components import UPSCALER
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
+from wan_worker.formats import Mode
 from wan_worker.hardware import Hardware
 from wan_worker.outputs import Output
-from wan_worker.request import Mode, Notice, Request
+from wan_worker.request import Notice, Request
 
 WORKING_BYTES = 8 * 1024**3
 """GPU memory kept free for activations; an estimate, not yet measured per size."""
@@ -51,7 +64,9 @@ class Plan:
     negative_prompt: str
     has_image: bool
     size: Size | None
-    """Delivered width and height; None until the image that sets it has been seen."""
+    """Width and height before ``upscale``; None until the image that sets it has been seen."""
+    upscale: int
+    """How many times as wide and high the delivered frames are: 1, 2 or 4."""
     pixel_budget: int
     num_frames: int
     fps: int
@@ -77,6 +92,13 @@ class Plan:
         if name is None:
             raise ValueError(f"{self.model.id} has no pipeline for this plan")
         return name
+
+    @property
+    def delivered_size(self) -> Size:
+        """Width and height of the file."""
+        if self.size is None:
+            raise ValueError("the size is not known before the image is")
+        return (self.size[0] * self.upscale, self.size[1] * self.upscale)
 
     @property
     def generated_size(self) -> Size:
@@ -105,6 +127,7 @@ class Plan:
             "flow_shift": self.flow_shift,
             "negative_prompt": self.negative_prompt,
             "batch_size": self.batch_size,
+            "upscale": self.upscale,
             "reasons": list(self.reasons),
         }
 
@@ -127,11 +150,13 @@ def make(
     hardware: Hardware,
     installed: Mapping[str, Installed],
     default_model: str | None = None,
+    extras: Mapping[str, Installed] = MappingProxyType({}),
 ) -> Plan:
     """Decide everything that can be decided before the first byte is fetched.
 
     Args:
         installed: by model id.
+        extras: components beside the models, by name.
 
     Raises:
         InvalidRequest: the request and the model that it names contradict each other.
@@ -191,6 +216,10 @@ def make(
         # The two values that Wan's own scheduler configuration ships for 480p and 720p.
         flow_shift = 3.0 if area <= 854 * 480 else 5.0
         reasons.append(f"flow_shift: {flow_shift}, Wan's own for {area} pixels a frame")
+    formats.check_upscaled(request.mode, area, request.upscale, request.pointer("upscale"))
+    if request.upscale > 1 and UPSCALER.name not in extras:
+        raise ModelUnavailable(_install_hint(UPSCALER.name), field=request.pointer("upscale"))
+    reasons += formats.reasons(request.output_format, fps, request.upscale)
     placement, why_placed = _place(here, hardware)
     reasons.append(why_placed)
 
@@ -204,6 +233,7 @@ def make(
         ),
         has_image=request.image is not None,
         size=size,
+        upscale=request.upscale,
         pixel_budget=budget,
         num_frames=num_frames,
         fps=fps,
@@ -215,7 +245,7 @@ def make(
         output_format=request.output_format,
         device=hardware.device,
         placement=placement,
-        tiny=here.tiny,
+        tiny=here.tiny or (request.upscale > 1 and extras[UPSCALER.name].tiny),
         reasons=tuple(reasons),
         notices=tuple(notices),
     )

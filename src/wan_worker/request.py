@@ -12,20 +12,17 @@ a URL (net, images).
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from wan_worker import outputs
+from wan_worker import formats, outputs
 from wan_worker.catalog import Size
 from wan_worker.contract import Contract, check
 from wan_worker.errors import InvalidRequest
+from wan_worker.formats import Mode
 from wan_worker.outputs import Output
 from wan_worker.settings import Bucket, Secret, is_endpoint
 
-VIDEO_FORMATS: Final = ("mp4",)
-IMAGE_FORMATS: Final = ("png", "jpeg", "webp")
 PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"
-
-Mode = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,8 @@ class Request:
     guidance_scale: float | None = None
     solver: str | None = None
     flow_shift: float | None = None
+    upscale: int = 1
+    """How many times as wide and high the delivered frames are: 1, 2 or 4."""
     output_format: str = "mp4"
     response_format: str = "url"
     callback_url: str | None = None
@@ -102,7 +101,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
     fields, where = _canonical(given, contract.aliases)
     fields, where, notices = _open_envelope(fields, where)
     mode, preset = _mode_and_preset(fields, contract.presets)
-    explicit_size = _explicit_size(fields, where, mode)
+    explicit_size = _explicit_size(fields, where)
     image = fields.get("image_url")
     if mode == "image" and image is not None:
         if not fields.get("reference_fallback"):
@@ -118,6 +117,8 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
             )
         )
     _check_lengths(fields, where, mode)
+    output_format = formats.output_format(fields.get("output_format"), mode)
+    formats.check_container(explicit_size, fields, output_format, where)
     size = explicit_size or _turn(_parse_size(preset.get("size")), fields.get("orientation"))
     length_given = "num_frames" in fields or "duration" in fields
 
@@ -145,7 +146,8 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         guidance_scale=pick("guidance_scale"),
         solver=pick("solver"),
         flow_shift=pick("flow_shift"),
-        output_format=_output_format(fields.get("output_format"), mode),
+        upscale=int(fields.get("upscale", 1)),
+        output_format=output_format,
         response_format=fields.get("response_format", "url"),
         callback_url=fields.get("callback_url"),
         bucket=_job_bucket(job.get("s3Config")),
@@ -240,7 +242,7 @@ def _mode_and_preset(
     return preset["mode"], preset["profiles"][fields.get("profile", "balanced")]
 
 
-def _explicit_size(fields: dict[str, Any], where: dict[str, str], mode: Mode) -> Size | None:
+def _explicit_size(fields: dict[str, Any], where: dict[str, str]) -> Size | None:
     width, height, text = fields.get("width"), fields.get("height"), fields.get("size")
     if text is not None and (width is not None or height is not None):
         raise InvalidRequest("Give size, or width and height, not both", field=where["size"])
@@ -256,12 +258,6 @@ def _explicit_size(fields: dict[str, Any], where: dict[str, str], mode: Mode) ->
             )
     if size is None:
         return None
-    if mode == "video" and (size[0] % 2 or size[1] % 2):
-        odd = "width" if size[0] % 2 else "height"
-        raise InvalidRequest(
-            "A video's width and height must be even (H.264 stores colour in 2x2 blocks)",
-            field=where.get("size", f"/input/{odd}"),
-        )
     if fields.get("orientation") is not None and size != _turn(size, fields["orientation"]):
         raise InvalidRequest(
             "orientation contradicts the size; leave one of them out", field="/input/orientation"
@@ -291,17 +287,6 @@ def _check_lengths(fields: dict[str, Any], where: dict[str, str], mode: Mode) ->
                 raise InvalidRequest("Belongs to mode video", field=f"/input/{name}")
     if "num_frames" in fields and "duration" in fields:
         raise InvalidRequest("Give num_frames or duration, not both", field="/input/duration")
-
-
-def _output_format(asked: str | None, mode: Mode) -> str:
-    formats = VIDEO_FORMATS if mode == "video" else IMAGE_FORMATS
-    if asked is None:
-        return formats[0]
-    if asked not in formats:
-        raise InvalidRequest(
-            f"mode {mode} can be delivered as: {', '.join(formats)}", field="/input/output_format"
-        )
-    return asked
 
 
 def _whole(value: int | float | None) -> int | None:

@@ -36,6 +36,11 @@ from wan_worker.settings import Bucket
 INLINE_BYTES: Final = 7 * 1000**2
 """Largest file in a response: base64 makes it 9.3 MB, and RunPod refuses results over 10 MB."""
 
+_SMALLER: Final = {
+    "gif": "; mp4 or webm are far smaller",
+    "png": "; jpeg or webp are far smaller",
+}
+
 PART_BYTES: Final = 16 * 1024**2
 """Multipart threshold and part size."""
 
@@ -143,6 +148,7 @@ def check_fits(artifacts: Sequence[Artifact], to: Destination) -> None:
     raise OutputTooLarge(
         f"{what} {size / 1e6:.1f} MB; a response holds {INLINE_BYTES / 1e6:.0f} MB. "
         f"To get {'it' if len(artifacts) == 1 else 'them'}, {way_out}"
+        f"{_SMALLER.get(artifacts[0].extension, '')}"
     )
 
 

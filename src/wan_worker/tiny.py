@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wan_worker.catalog import MODELS, components_of
+from wan_worker.catalog import EXTRAS, MODELS, components_of
 from wan_worker.components import ENHANCER, Component
 from wan_worker.weights import TINY, read_manifest, seal
 
@@ -53,13 +53,13 @@ CLIP_TOKENS: Final = 17
 
 def write(
     models_dir: Path,
-    model_ids: Iterable[str] = tuple(MODELS),
+    names: Iterable[str] = (*MODELS, *EXTRAS),
     report: Callable[[str], None] = lambda line: None,
     others: Iterable[Component] = (ENHANCER,),
 ) -> None:
-    """Install the tiny components of these models, and others; what is there stays as it is."""
+    """Install the tiny components of these models, extras and others; those there already stay."""
     models_dir.mkdir(parents=True, exist_ok=True)
-    for component in (*components_of(list(model_ids)), *others):
+    for component in (*components_of(list(names)), *others):
         target = models_dir / component.name
         if read_manifest(target) is not None:
             report(f"{component.name}: already there")

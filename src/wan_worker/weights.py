@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wan_worker import tensors
-from wan_worker.catalog import MODELS, Installed, components_of, repositories_of
+from wan_worker.catalog import EXTRAS, MODELS, Installed, components_of, repositories_of
 from wan_worker.components import Component
 from wan_worker.errors import ModelCorrupt
 
@@ -85,6 +85,16 @@ def installed(models_dir: Path, volume: Path | None = None) -> dict[str, Install
     return models
 
 
+def extras(models_dir: Path, volume: Path | None = None) -> dict[str, Installed]:
+    """The components beside the models that are here whole, by name."""
+    found = {name: locate(part, models_dir, volume) for name, part in EXTRAS.items()}
+    return {
+        name: Installed({name: here.weight_bytes}, here.tiny, {name: here.folder})
+        for name, here in found.items()
+        if here is not None
+    }
+
+
 def locate(component: Component, models_dir: Path, volume: Path | None = None) -> Found | None:
     """The first place that holds the whole component, or None."""
     stores = [(models_dir, "MODELS_DIR")]
@@ -110,7 +120,7 @@ def locate(component: Component, models_dir: Path, volume: Path | None = None) -
 
 def explain(models_dir: Path, volume: Path | None = None, *others: Component) -> Iterator[str]:
     """A line for the log about each component: where it is, or that it is missing."""
-    for component in (*components_of(list(MODELS)), *others):
+    for component in (*components_of([*MODELS, *EXTRAS]), *others):
         found = locate(component, models_dir, volume)
         yield f"{component.name}: " + (
             "not installed" if found is None else f"in {found.where}" + " (tiny)" * found.tiny
@@ -121,7 +131,7 @@ def damaged(models_dir: Path) -> tuple[str, ...]:
     """Components that were complete once and are not now: a manifest whose files differ in size."""
     return tuple(
         c.name
-        for c in components_of(list(MODELS))
+        for c in components_of([*MODELS, *EXTRAS])
         if (models_dir / c.name / MANIFEST).exists() and read_manifest(models_dir / c.name) is None
     )
 

@@ -1,0 +1,177 @@
+"""The network of Real-ESRGAN x4plus: four times as wide and high, by names that its file uses.
+
+RRDBNet (Wang et al., ESRGAN, arXiv:1809.00219, section 3.1) as in Real-ESRGAN (arXiv:2107.10833):
+residual-in-residual dense blocks at the picture's own size, then twice nearest-neighbour doubling
+with a convolution behind it. The published checkpoint has 64 features, 23 blocks and a growth of
+32; a smaller one with the same names runs the same code. There is no module class: the function is
+a page over tensors by name, so what is loaded is exactly what the names and shapes below say.
+
+Promises: a file with a tensor too few, too many or of another shape is refused; only safetensors
+are read while serving, and a published pickle is opened with ``weights_only`` alone.
+Not covered: tiles and frames (upscale), downloading (download).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE: Final = 4
+WEIGHTS: Final = "model.safetensors"
+CONFIG: Final = "config.json"
+
+_RESIDUAL: Final = 0.2
+_SLOPE: Final = 0.2
+"""Residual scaling and the leaky ReLU's slope, constants of the published network."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What config.json holds. The defaults are those of RealESRGAN_x4plus.pth."""
+
+    num_feat: int = 64
+    num_block: int = 23
+    num_grow_ch: int = 32
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter's shape by its name in the published file."""
+        return {
+            f"{name}.{part}": (wide, narrow, 3, 3) if part == "weight" else (wide,)
+            for name, narrow, wide in self._convolutions()
+            for part in ("weight", "bias")
+        }
+
+    def _convolutions(self) -> Iterator[tuple[str, int, int]]:
+        """Name, channels in and channels out of each 3x3 convolution."""
+        feat, grow = self.num_feat, self.num_grow_ch
+        yield "conv_first", 3, feat
+        for block in range(self.num_block):
+            for dense in (1, 2, 3):
+                for index in range(1, 6):
+                    narrow = feat + (index - 1) * grow
+                    wide = grow if index < 5 else feat
+                    yield f"body.{block}.rdb{dense}.conv{index}", narrow, wide
+        for name in ("conv_body", "conv_up1", "conv_up2", "conv_hr"):
+            yield name, feat, feat
+        yield "conv_last", feat, 3
+
+    @property
+    def reach(self) -> int:
+        """Pixels of the input on each side that a pixel of the output can depend on.
+
+        One for each convolution at the input's size; those behind a doubling reach less than two
+        more between them (1/2 + 1/4 + 1/4 + 1/4, and the doubled pixel's own place).
+        """
+        return 1 + 15 * self.num_block + 1 + 2
+
+    @property
+    def values_per_pixel(self) -> int:
+        """Numbers in memory at the widest moment, for each pixel of the input.
+
+        That is in the last convolutions: their input, its activation and their output, of
+        ``num_feat`` channels on 4 x 4 pixels each. The dense blocks hold far less.
+        """
+        return 3 * SCALE**2 * self.num_feat
+
+
+@dataclass(frozen=True)
+class Network:
+    """The parameters, in place."""
+
+    shape: Shape
+    tensors: "Mapping[str, torch.Tensor]"
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        return self.tensors["conv_first.weight"].dtype
+
+    @property
+    def device(self) -> "torch.device":
+        return self.tensors["conv_first.weight"].device
+
+    def __call__(self, picture: "torch.Tensor") -> "torch.Tensor":
+        """RGB in 0..1, [n, 3, h, w], to [n, 3, 4h, 4w]; not clamped."""
+        import torch
+        from torch.nn.functional import conv2d, interpolate, leaky_relu
+
+        def conv(name: str, x: "torch.Tensor") -> "torch.Tensor":
+            return conv2d(
+                x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], padding=1
+            )
+
+        def active(name: str, x: "torch.Tensor") -> "torch.Tensor":
+            return leaky_relu(conv(name, x), _SLOPE, inplace=True)
+
+        def dense(name: str, x: "torch.Tensor") -> "torch.Tensor":
+            grown = x
+            for index in range(1, 5):
+                grown = torch.cat((grown, active(f"{name}.conv{index}", grown)), 1)
+            return x + _RESIDUAL * conv(f"{name}.conv5", grown)
+
+        first = x = conv("conv_first", picture)
+        for block in range(self.shape.num_block):
+            before = x
+            for part in (1, 2, 3):
+                x = dense(f"body.{block}.rdb{part}", x)
+            x = before + _RESIDUAL * x
+        x = first + conv("conv_body", x)
+        for name in ("conv_up1", "conv_up2"):
+            x = active(name, interpolate(x, scale_factor=2, mode="nearest"))
+        return conv("conv_last", active("conv_hr", x))
+
+
+def load(folder: Path, dtype: "torch.dtype", device: str) -> Network:
+    """Read the network from its folder in the store.
+
+    Raises:
+        OSError, ValueError: the files are not there, or not this network's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        shape = Shape(**json.loads((folder / CONFIG).read_text("utf-8")))
+        tensors = load_file(folder / WEIGHTS, device=device)
+    except (SafetensorError, TypeError) as error:
+        raise ValueError("not the files of an upscaler") from error
+    check(tensors, shape)
+    return Network(shape, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+
+def check(tensors: "Mapping[str, torch.Tensor]", shape: Shape) -> None:
+    """Raise ValueError unless these are the network's tensors, no more and no fewer."""
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != shape.tensors():
+        wrong = found.items() ^ shape.tensors().items()
+        raise ValueError(f"{len({name for name, _ in wrong})} tensors are not an RRDBNet's")
+
+
+def save(tensors: "Mapping[str, torch.Tensor]", shape: Shape, folder: Path) -> None:
+    """Write the two files that ``load`` reads."""
+    from safetensors.torch import save_file
+
+    check(tensors, shape)
+    plain = {name: tensors[name].float().contiguous() for name in shape.tensors()}
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(asdict(shape), indent=2) + "\n", "utf-8")
+
+
+def convert(published: Path, folder: Path, shape: Shape | None = None) -> None:
+    """A published checkpoint (a pickle with ``params_ema``) as config and safetensors.
+
+    Raises:
+        ValueError: it is no such checkpoint, or wants to run code.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(published, map_location="cpu", weights_only=True)
+        save(content["params_ema"], shape or Shape(), folder)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no checkpoint of plain tensors ({type(error).__name__})") from error
