@@ -297,6 +297,14 @@ def test_an_upscaled_job_repeats_itself_and_leaves_the_next_as_it_was(serve: Ser
     assert serve()["metadata"]["plan"]["upscale"] == 1
 
 
+def test_each_of_several_outputs_is_enlarged(serve: Serve) -> None:
+    answer = serve({"upscale": 2, "num_outputs": 2, "output_format": "gif"})
+    alone = serve({"upscale": 2, "seed": 8, "output_format": "gif"})
+    assert [(a["width"], a["seed"]) for a in answer["assets"]] == [(128, 7), (128, 8)]
+    assert read(path_of(answer["assets"][1]["url"])).frames.shape == (5, 96, 128, 3)
+    assert answer["assets"][1]["sha256"] == alone["assets"][0]["sha256"]
+
+
 def test_progress_counts_through_the_upscaling(worker: job.Worker) -> None:
     control, seen = Control(), []
     control._notify = lambda: seen.append(
