@@ -30,13 +30,15 @@ ORDER = [
         "contract",
         "formats",
         "outputs",
+        "adapters",
         "request",
         "hardware",
         "plan",
         "progress",
     ),
     *("addresses", "net", "images", "measure"),
-    *("tensors", "weights", "tiny", "rrdbnet", "hub", "download", "judge", "prompt", "pipelines"),
+    *("tensors", "weights", "lora_store", "tiny", "rrdbnet", "hub", "download", "judge", "prompt"),
+    *("pipelines", "lora"),
     *("generate", "upscale", "encode", "containers", "artifact"),
     *("storage", "response", "delivery", "callback", "job"),
 ]
@@ -135,7 +137,7 @@ def test_every_module_imports_where_the_model_libraries_are_absent() -> None:
     # One process each would cost seconds; a fresh wan_worker per module is as strict.
     code = f"""
 import importlib, sys
-for name in ("torch", "diffusers", "transformers"):
+for name in ("torch", "diffusers", "transformers", "peft"):
     sys.modules[name] = None
 for module in {ORDER!r}:
     for known in [n for n in sys.modules if n.startswith("wan_worker")]:

@@ -142,7 +142,7 @@ def _check_schema(given: dict[str, Any], contract: Contract) -> None:
     problems = [
         problem
         for error in sorted(contract.validator.iter_errors(given), key=lambda e: str(list(e.path)))
-        for problem in _describe(error, contract.fields)
+        for problem in _describe(error)
     ]
     if not problems:
         return
@@ -153,17 +153,26 @@ def _check_schema(given: dict[str, Any], contract: Contract) -> None:
     raise InvalidRequest(first_message + rest + more, field=first_pointer)
 
 
-def _describe(error: ValidationError, known: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
     """JSON pointer and rule for one schema error, in our words: the library's quote the value."""
     pointer = "/input" + "".join(f"/{_escape(str(part))}" for part in error.absolute_path)
     rule: Any = error.validator_value
     instance: Any = error.instance
     match error.validator:
         case "additionalProperties":
+            schema: Any = error.schema
+            known = schema["properties"]
             for name in sorted(set(instance) - set(known)):
                 near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.6)
                 hint = f"did you mean {near[0]}?" if near else "the README lists every field"
                 yield f"{pointer}/{_escape(name)}", f"Unknown field; {hint}"
+        case "required":
+            absent = [name for name in rule if name not in instance]
+            yield pointer, f"Needs: {', '.join(absent)}"
+        case "minItems":
+            yield pointer, f"Must have at least {rule} item(s)"
+        case "maxItems":
+            yield pointer, f"Must have at most {rule} items"
         case "type":
             wanted = rule if isinstance(rule, str) else " or ".join(rule)
             yield pointer, f"Must be of type {wanted}"

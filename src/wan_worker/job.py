@@ -27,6 +27,8 @@ from wan_worker import (
     generate,
     hardware,
     images,
+    lora,
+    lora_store,
     net,
     plan,
     prompt,
@@ -54,6 +56,7 @@ from wan_worker.errors import (
 )
 from wan_worker.faults import classify
 from wan_worker.hardware import Hardware
+from wan_worker.lora_store import LoraFile
 from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
 from wan_worker.progress import Control, Part
@@ -152,6 +155,7 @@ def _serve(
     asked = known.asked = request.parse(job, worker.contract)
     destination = delivery.destination(asked, worker.settings, worker.policy)
     planned = known.planned = _plan(asked, worker)
+    lora_store.check(asked.loras, worker.settings, worker.policy)
     control.enter("fetch")
     planned, image = _with_image(asked, planned, worker, control)
     known.planned = planned
@@ -161,10 +165,13 @@ def _serve(
             planned = known.planned = _enhance(planned, worker, control)
     made: list[Artifact] = []
     output_dir = worker.settings.output_dir
-    with delivery.rescued(made, asked, planned, destination, output_dir, control):
+    with (
+        lora_store.fetched(asked.loras, worker.settings, worker.policy, control) as files,
+        delivery.rescued(made, asked, planned, destination, output_dir, control),
+    ):
         control.enter("queue")
         with _exclusive(worker.gpu, control):
-            planned = _make(planned, image, folder, made, worker, control)
+            planned = _make(planned, image, files, folder, made, worker, control)
         control.enter("upload")
         stored = delivery.deliver(made, asked, planned, destination, control)
         control.close_stage()
@@ -174,6 +181,7 @@ def _serve(
 def _make(
     planned: Plan,
     image: "Image | None",
+    files: tuple[LoraFile, ...],
     folder: Path,
     made: list[Artifact],
     worker: Worker,
@@ -188,22 +196,36 @@ def _make(
     here = _installed(worker)[planned.model.id]
     pipeline = worker.pool.pipeline(planned, here, control.check)
     network = worker.pool.upscaler(planned, _extras(worker))
-    control.enter("prompt")
-    embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
-    count = len(planned.outputs)
-    for first in range(0, count, planned.batch_size):
-        rows = slice(first, min(first + planned.batch_size, count))
-        control.part = _part(rows.start, rows.stop, count)
-        control.enter("denoise")
-        batch = replace(planned, outputs=planned.outputs[rows])
-        latents = generate.denoise(pipeline, batch, embeds[rows], negative_embeds, image, control)
-        for index in range(rows.start, rows.stop):
-            clip = latents[index - first : index - first + 1]
-            control.part = _part(index, index + 1, count)
-            target = folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
-            made.append(_file(clip, pipeline.vae, network, target, planned, worker, control))
-    control.part = None
+    with lora.applied(pipeline, files) as fits:
+        planned = _with_loras(planned, files, fits)
+        control.enter("prompt")
+        embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
+        count = len(planned.outputs)
+        for first in range(0, count, planned.batch_size):
+            rows = slice(first, min(first + planned.batch_size, count))
+            control.part = _part(rows.start, rows.stop, count)
+            control.enter("denoise")
+            batch = replace(planned, outputs=planned.outputs[rows])
+            latents = generate.denoise(
+                pipeline, batch, embeds[rows], negative_embeds, image, control
+            )
+            for index in range(rows.start, rows.stop):
+                clip = latents[index - first : index - first + 1]
+                control.part = _part(index, index + 1, count)
+                target = folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
+                made.append(_file(clip, pipeline.vae, network, target, planned, worker, control))
+        control.part = None
     return replace(planned, notices=(*planned.notices, *notices))
+
+
+def _with_loras(planned: Plan, files: tuple[LoraFile, ...], fits: tuple[lora.Fit, ...]) -> Plan:
+    """The plan with what is known of its LoRAs once they are on the model."""
+    known = tuple(
+        replace(asked, sha256=file.sha256, matched=fit.matched)
+        for asked, file, fit in zip(planned.loras, files, fits, strict=True)
+    )
+    notices = tuple(notice for fit in fits for notice in fit.notices)
+    return replace(planned, loras=known, notices=(*planned.notices, *notices))
 
 
 def _file(

@@ -27,8 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from io import BufferedReader, RawIOBase
-from typing import Final, cast
+from io import BufferedReader, BytesIO, RawIOBase
+from typing import Final, Protocol, cast
 
 from wan_worker import addresses
 from wan_worker.addresses import Target
@@ -69,6 +69,18 @@ def _never() -> None:
     """Nobody cancels."""
 
 
+def _silent(_done: int, _total: int | None) -> None:
+    """Nobody watches."""
+
+
+class Sink(Protocol):
+    """Where a body goes; what it raises passes through, unless it is an OSError (a network's)."""
+
+    def seek(self, offset: int, /) -> int: ...
+    def truncate(self) -> int: ...
+    def write(self, data: bytes, /) -> int: ...
+
+
 @dataclass(frozen=True)
 class Policy:
     """Where this worker may connect, and the edges of the system it does that through."""
@@ -98,6 +110,7 @@ class _Call:
     seconds: float
     ends: float
     canceled: Callable[[], None] = _never
+    progress: Callable[[int, int | None], None] = _silent
 
     def left(self) -> float:
         """Seconds until the deadline; raises when it has passed or the job is cancelled."""
@@ -138,25 +151,46 @@ def fetch(
     field: str | None,
     canceled: Callable[[], None] = _never,
 ) -> bytes:
-    """The body behind a URL, within a size and a total time.
+    """The body behind a URL, within a size and a total time; ``fetch_into`` in memory."""
+    sink = BytesIO()
+    fetch_into(
+        sink, url, policy, max_bytes=max_bytes, seconds=seconds, field=field, canceled=canceled
+    )
+    return sink.getvalue()
+
+
+def fetch_into(
+    sink: Sink,
+    url: str,
+    policy: Policy,
+    *,
+    max_bytes: int,
+    seconds: float,
+    field: str | None,
+    canceled: Callable[[], None] = _never,
+    progress: Callable[[int, int | None], None] = _silent,
+) -> None:
+    """Write the body behind a URL, within a size and a total time; each try starts afresh.
 
     Args:
+        sink: empty, seekable.
         canceled: called between waits; raises to give up.
+        progress: called with the bytes so far and those in all, where the server says.
 
     Raises:
         UrlBlocked: the URL, or one that it redirects to, may not be dialled.
         FetchFailed: the server did not deliver; ``retryable`` says whether it may later.
     """
     target = addresses.parse(url, field, any_port=policy.allow_private)
-    call = _Call(policy, field, seconds, policy.clock() + seconds, canceled)
+    call = _Call(policy, field, seconds, policy.clock() + seconds, canceled, progress)
     for pause in PAUSES:
         try:
-            return _follow(target, call, max_bytes)
+            return _follow(target, call, max_bytes, sink)
         except FetchFailed as failure:
             if not failure.retryable or pause >= call.ends - policy.clock():
                 raise
         policy.sleep(pause)
-    return _follow(target, call, max_bytes)
+    return _follow(target, call, max_bytes, sink)
 
 
 def post(
@@ -219,13 +253,13 @@ def _resolve(host: str, call: _Call) -> tuple[str, ...]:
 # One request, and what comes back.
 
 
-def _follow(target: Target, call: _Call, max_bytes: int) -> bytes:
+def _follow(target: Target, call: _Call, max_bytes: int, sink: Sink) -> None:
     """GET, through a few redirects."""
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
     for _ in range(MAX_REDIRECTS + 1):
         with _exchange("GET", target, call, headers) as response:
             if response.status not in REDIRECTS:
-                return _body(response, call, max_bytes)
+                return _body(response, call, max_bytes, sink)
             location = response.headers.get("Location")
         if not location:
             raise call.failed("the server redirects to nowhere", retryable=False)
@@ -298,24 +332,28 @@ class _Wire(RawIOBase):
         """http.client closes its side when the headers are in; the body still comes over it."""
 
 
-def _body(response: http.client.HTTPResponse, call: _Call, max_bytes: int) -> bytes:
+def _body(response: http.client.HTTPResponse, call: _Call, max_bytes: int, sink: Sink) -> None:
     if response.status != 200:
         retryable = response.status in RETRYABLE or response.status >= 500
         raise call.failed(f"the server answered {response.status}", retryable=retryable)
     too_large = call.failed(f"is larger than {max_bytes} bytes", retryable=False)
     if response.length is not None and response.length > max_bytes:
         raise too_large
-    body = bytearray()
+    encoded = "Content-Encoding" in response.headers
+    done, total = 0, None if encoded else response.length
+    sink.seek(0)
+    sink.truncate()
     try:
         for part in _decoded(response, call):
-            body += part
-            if len(body) > max_bytes:
+            done += len(part)
+            if done > max_bytes:
                 raise too_large
+            sink.write(part)
+            call.progress(done, total)
     except zlib.error:
         raise call.failed("its compressed content is damaged", retryable=False) from None
     if response.length:  # what http.client still waits for
         raise call.failed("the server broke off before the end", retryable=True)
-    return bytes(body)
 
 
 def _decoded(response: http.client.HTTPResponse, call: _Call) -> Iterator[bytes]:

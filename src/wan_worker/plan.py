@@ -18,11 +18,12 @@ Not covered: how long a job will take, and memory beyond a fixed allowance for a
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from wan_worker import formats
+from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import (
     MAX_WORK,
     MODELS,
@@ -84,6 +85,7 @@ class Plan:
     notices: tuple[Notice, ...]
     enhancer: Literal["keep", "release"] | None = None
     """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
+    loras: tuple[PlannedLora, ...] = ()
 
     @property
     def pipeline(self) -> str:
@@ -128,6 +130,7 @@ class Plan:
             "negative_prompt": self.negative_prompt,
             "batch_size": self.batch_size,
             "upscale": self.upscale,
+            "loras": [asdict(lora) for lora in self.loras],
             "reasons": list(self.reasons),
         }
 
@@ -222,6 +225,7 @@ def make(
     reasons += formats.reasons(request.output_format, fps, request.upscale)
     placement, why_placed = _place(here, hardware)
     reasons.append(why_placed)
+    reasons += [lora.reason for lora in request.loras]
 
     plan = Plan(
         model=model,
@@ -248,6 +252,7 @@ def make(
         tiny=here.tiny or (request.upscale > 1 and extras[UPSCALER.name].tiny),
         reasons=tuple(reasons),
         notices=tuple(notices),
+        loras=tuple(PlannedLora.of(lora) for lora in request.loras),
     )
     if area * plan.generated_frames * steps * len(plan.outputs) > MAX_WORK:
         raise InvalidRequest(
@@ -336,6 +341,11 @@ def _misfit(request: Request, model: Model) -> InvalidRequest | Unsupported | No
         return InvalidRequest(f"{model.id} takes no image", field=request.pointer("image_url"))
     if model.last_image == "required":
         return InvalidRequest(f"{model.id} needs a last image", field="/input/last_image_url")
+    staged = [lora for lora in request.loras if lora.stage != "both"]
+    if staged and not model.two_experts:
+        return InvalidRequest(
+            f"{model.id} has one expert; leave stage out", field=f"{staged[0].field}/stage"
+        )
     bounded = request.size is not None and (request.size_is_explicit or request.image is None)
     if bounded and request.size is not None and _area(request.size) > model.max_pixels:
         larger = [

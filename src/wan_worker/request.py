@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from wan_worker import formats, outputs
+from wan_worker import adapters, formats, outputs
+from wan_worker.adapters import Lora
 from wan_worker.catalog import Size
 from wan_worker.contract import Contract, check
 from wan_worker.errors import InvalidRequest
@@ -61,6 +62,7 @@ class Request:
     flow_shift: float | None = None
     upscale: int = 1
     """How many times as wide and high the delivered frames are: 1, 2 or 4."""
+    loras: tuple[Lora, ...] = ()
     output_format: str = "mp4"
     response_format: str = "url"
     callback_url: str | None = None
@@ -147,6 +149,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         solver=pick("solver"),
         flow_shift=pick("flow_shift"),
         upscale=int(fields.get("upscale", 1)),
+        loras=adapters.parse(fields.get("loras", [])),
         output_format=output_format,
         response_format=fields.get("response_format", "url"),
         callback_url=fields.get("callback_url"),

@@ -67,6 +67,11 @@ class Settings:
     job_timeout_seconds: int | None = None
     max_image_bytes: int = 20 * 1024**2
     max_image_pixels: int = 40_000_000
+    max_lora_bytes: int = 2 * 1024**3
+    """Largest LoRA that is downloaded."""
+    lora_cache_dir: Path = Path("lora-cache")
+    lora_cache_bytes: int = 10 * 1024**3
+    """Downloaded LoRAs kept on disk; the least recently used ones go first."""
     log_level: str = "INFO"
     allow_private_urls: bool = False
     on_platform: bool = False
@@ -109,10 +114,19 @@ def from_env(env: Mapping[str, str]) -> Settings:
         max_image_pixels=read(
             "MAX_IMAGE_PIXELS", _integer(256, 400_000_000), Settings.max_image_pixels
         ),
+        max_lora_bytes=read(
+            "MAX_LORA_BYTES", _integer(1024, 64 * 1024**3), Settings.max_lora_bytes
+        ),
+        lora_cache_dir=read("LORA_CACHE_DIR", Path, Settings.lora_cache_dir),
+        lora_cache_bytes=read(
+            "LORA_CACHE_BYTES", _integer(1024, 1024**5), Settings.lora_cache_bytes
+        ),
         log_level=read("LOG_LEVEL", _log_level, "INFO"),
         allow_private_urls=read("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", _boolean, False),
         on_platform=bool(env.get("RUNPOD_WEBHOOK_GET_JOB")),
     )
+    if settings.lora_cache_bytes < settings.max_lora_bytes:
+        problems.append("LORA_CACHE_BYTES: must be at least MAX_LORA_BYTES")
     if problems:
         raise ConfigInvalid("The environment is not usable:\n- " + "\n- ".join(problems))
     return settings

@@ -52,8 +52,11 @@ class Header:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Read and check the header of a safetensors file.
+
+    Args:
+        max_bytes: the longest header that is read at all.
 
     Raises:
         ValueError: not a safetensors file, or not a whole one.
@@ -61,9 +64,12 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        if not 2 <= length <= min(max_bytes, size - 8):
             raise ValueError("not a safetensors file, or cut short")
-        raw = json.loads(file.read(length))
+        try:
+            raw = json.loads(file.read(length))
+        except RecursionError as error:
+            raise ValueError("its header is nested too deep") from error
     try:
         metadata = dict(raw.pop("__metadata__", {}))
         found = {name: _tensor(entry, 8 + length) for name, entry in raw.items()}
@@ -83,8 +89,8 @@ def read_header(path: Path) -> Header:
 def _tensor(entry: Mapping[str, Any], data_start: int) -> Tensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if not all(type(number) is int for number in (start, end, *shape)):
-        raise TypeError("numbers of a header are whole")
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        raise TypeError("numbers of a header are whole and not negative")
     count = math.prod(shape)
     if end - start != count * _SIZES[entry["dtype"]]:
         raise ValueError("a tensor's bytes do not fit its shape")

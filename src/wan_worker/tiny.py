@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wan_worker.catalog import EXTRAS, MODELS, components_of
 from wan_worker.components import ENHANCER, Component
+from wan_worker.lora_store import FOLDER
 from wan_worker.weights import TINY, read_manifest, seal
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Tensors = dict[str, torch.Tensor]
 
 TRAINED: Final = Path(__file__).resolve().parents[2] / "weights" / "tiny"
+LORAS: Final = TRAINED.with_name("tiny-loras")
+"""One that teaches the tiny text-to-video model the colour cyan (training/lora.py)."""
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 
 TEXT_TO_VIDEO: Final = "wan2.1-t2v-1.3b.transformer"
@@ -74,6 +77,9 @@ def write(
             shutil.copytree(TRAINED / COPIES.get(component.name, component.name), partial)
         seal(partial, target, component, TINY)
         report(f"{component.name}: written")
+    if LORAS.is_dir():  # not in the image
+        shutil.copytree(LORAS, models_dir / FOLDER, dirs_exist_ok=True)
+        report(f"{FOLDER}: written")
 
 
 def _seeded(name: str) -> ExitStack:
