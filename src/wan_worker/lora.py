@@ -16,6 +16,7 @@ Not covered: DoRA, LoKr, LoHa and other relatives; layers that are no matrices.
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -251,9 +252,11 @@ def _inject(
     if not all(bool(tensor.isfinite().all()) for tensor in layers.values()):
         raise Unsupported("Holds numbers that are not finite", field=where)
     state = _complete(layers, linears)
-    pipeline.load_lora_weights(
-        state, adapter_name=name, load_into_transformer_2=role == "transformer_2"
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is meant
+        pipeline.load_lora_weights(
+            state, adapter_name=name, load_into_transformer_2=role == "transformer_2"
+        )
     # The library warns where it should fail; a wrapped layer without weights would be silent.
     modules = {key.partition(".lora_")[0].removeprefix("transformer.") for key in layers}
     expert = getattr(pipeline, role)
@@ -271,15 +274,13 @@ def _fits(key: str, layers: "State", linears: Mapping[str, Any]) -> bool:
         return False
     stem = f"transformer.{found['module']}.lora_"
     down, up = layers.get(f"{stem}A.weight"), layers.get(f"{stem}B.weight")
-    if down is None or up is None or down.ndim != 2 or up.ndim != 2:
+    if down is None or up is None:
         return False
     rank, shape = down.shape[0], tuple(layers[key].shape)
-    expected = {
-        "A.weight": (rank, linear.in_features),
-        "B.weight": (linear.out_features, rank),
-        "B.bias": (linear.out_features,),
-    }
-    return shape == expected[found["part"]]
+    pair = (tuple(down.shape), tuple(up.shape))
+    if pair != ((rank, linear.in_features), (linear.out_features, rank)):
+        return False
+    return found["part"] != "B.bias" or shape == (linear.out_features,)
 
 
 def _complete(layers: "State", linears: Mapping[str, Any]) -> "State":

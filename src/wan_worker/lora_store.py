@@ -146,9 +146,10 @@ def _cached(
             file = arriving.enter_context(part.open("x+b"))
             fcntl.flock(file, fcntl.LOCK_EX)
         _download(lora, file, settings, policy, control)
-        check_header(part, f"{lora.field}/source")
         with _writing():
+            file.flush()
             file.seek(0)
+        check_header(part, f"{lora.field}/source")
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         with _writing(), _alone(cache):
             _make_room(cache, part.stat().st_size, settings.lora_cache_bytes, lora)
