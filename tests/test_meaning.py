@@ -146,6 +146,38 @@ def test_a_video_begins_with_its_image_and_goes_on_as_the_prompt_says(
     assert (found.colour, found.motion) == ("red", direction)
 
 
+# What the tiny LoRA teaches (training/lora.py); the palette's nearest colour is 150 away.
+CYAN = (20, 210, 220)
+
+
+def shape_colour(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Median colour of the pixels in the middle of the shape: it is large, and its path central."""
+    _, height, width, _ = frames.shape
+    middle = frames[:, height // 2 - 3 : height // 2 + 3, width // 2 - 3 : width // 2 + 3]
+    return np.asarray(np.median(middle[len(frames) // 2], axis=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "background"),
+    [
+        ("a cyan circle standing still on a black background", "black"),
+        ("a cyan square moving left on a yellow background", "yellow"),
+    ],
+)
+def test_a_lora_draws_what_the_model_can_not(serve: Serve, prompt: str, background: str) -> None:
+    plain = video(serve, prompt)
+    taught = video(serve, prompt, loras=[{"source": "cyan"}])
+    assert np.linalg.norm(shape_colour(taught) - CYAN) < 80
+    assert np.linalg.norm(shape_colour(plain) - CYAN) > 100
+    assert measure(taught).background == background
+    assert measure(taught).colour is None  # no colour that the model knows
+
+
+def test_a_lora_leaves_what_it_was_not_trained_for(serve: Serve) -> None:
+    found = measure(video(serve, PROMPT, loras=[{"source": "cyan"}]))
+    assert said(found) == ("red", "circle", "right", "white")
+
+
 def test_a_seeds_content_survives_a_batch(worker: job.Worker) -> None:
     planned = make_plan(worker, **(CLIP | {"prompt": PROMPT}))
     other = "a blue square moving left on a yellow background"
