@@ -707,3 +707,31 @@ def test_post_to_private_address_is_refused() -> None:
 )
 def test_retry_after_that_is_no_number_of_seconds_is_ignored(text: str) -> None:
     assert net._retry_after(text) is None
+
+
+def test_a_body_goes_into_a_file_with_progress(site: Site, tmp_path: Path) -> None:
+    body = bytes(range(256)) * 1000
+    site.answers["/"] = reply(200, body)
+    seen: list[tuple[int, int | None]] = []
+    with (tmp_path / "body").open("x+b") as file:
+        net.fetch_into(
+            file,
+            site.url + "/",
+            LOCAL,
+            max_bytes=10**6,
+            seconds=5,
+            field=None,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+    assert (tmp_path / "body").read_bytes() == body
+    assert seen[-1] == (len(body), len(body))
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_a_broken_try_leaves_nothing_in_the_file(site: Site, tmp_path: Path) -> None:
+    site.answers["/"] = in_turn(
+        sent(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n" + b"x" * 60), reply(200, b"whole")
+    )
+    with (tmp_path / "body").open("x+b") as file:
+        net.fetch_into(file, site.url + "/", LOCAL, max_bytes=100, seconds=5, field=None)
+    assert (tmp_path / "body").read_bytes() == b"whole"

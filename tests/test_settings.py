@@ -55,6 +55,9 @@ def test_every_variable_is_read() -> None:
             "JOB_TIMEOUT_SECONDS": "600",
             "MAX_IMAGE_BYTES": "4096",
             "MAX_IMAGE_PIXELS": "1024",
+            "MAX_LORA_BYTES": "2048",
+            "LORA_CACHE_DIR": "/loras",
+            "LORA_CACHE_BYTES": "4096",
             "LOG_LEVEL": "debug",
             "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true",
             "RUNPOD_WEBHOOK_GET_JOB": "https://api.example.com",
@@ -79,6 +82,9 @@ def test_every_variable_is_read() -> None:
         job_timeout_seconds=600,
         max_image_bytes=4096,
         max_image_pixels=1024,
+        max_lora_bytes=2048,
+        lora_cache_dir=Path("/loras"),
+        lora_cache_bytes=4096,
         log_level="DEBUG",
         allow_private_urls=True,
         on_platform=True,
@@ -129,6 +135,7 @@ def test_an_empty_or_blank_variable_counts_as_unset() -> None:
     names = (
         *("MODELS_DIR", "DEFAULT_MODEL", "URL_EXPIRY_SECONDS", "OUTPUT_DIR", "CALLBACK_SECRET"),
         *("WORKER_CONCURRENCY", "JOB_TIMEOUT_SECONDS", "MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"),
+        *("MAX_LORA_BYTES", "LORA_CACHE_DIR", "LORA_CACHE_BYTES"),
         *("LOG_LEVEL", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_PUBLIC_URL"),
         *("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", *BUCKET),
     )
@@ -176,6 +183,8 @@ def test_a_whole_number_is_ascii_digits_within_its_range(text: str) -> None:
         ("JOB_TIMEOUT_SECONDS", 1, 604_800),
         ("MAX_IMAGE_BYTES", 1024, 536_870_912),
         ("MAX_IMAGE_PIXELS", 256, 400_000_000),
+        ("MAX_LORA_BYTES", 1024, 68_719_476_736),
+        ("LORA_CACHE_BYTES", 1024, 1_125_899_906_842_624),
     ],
 )
 def test_both_edges_of_a_range_are_allowed_and_what_is_beyond_is_not(

@@ -30,9 +30,8 @@ from wan_worker.adapters import SUFFIX, Lora
 from wan_worker.errors import DiskFull, InvalidRequest, Unsupported
 from wan_worker.progress import Control
 from wan_worker.settings import Settings
-from wan_worker.weights import VOLUME_STORE
+from wan_worker.weights import LORAS, VOLUME_STORE
 
-FOLDER: Final = "loras"
 DOWNLOAD_SECONDS: Final = 600.0
 """For one file, whatever its size."""
 MAX_HEADER_BYTES: Final = 8 * 1024**2
@@ -109,7 +108,7 @@ def check_header(path: Path, where: str) -> tensors.Header:
 
 
 def _local(lora: Lora, settings: Settings) -> Path:
-    folders = (settings.models_dir / FOLDER, settings.volume_dir / VOLUME_STORE / FOLDER)
+    folders = (settings.models_dir / LORAS, settings.volume_dir / VOLUME_STORE / LORAS)
     for folder in folders:
         path = folder / (lora.source + SUFFIX)
         if path.is_file():
@@ -118,7 +117,7 @@ def _local(lora: Lora, settings: Settings) -> Path:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     here = f"; here are: {', '.join(names[:MAX_NAMES])}{more}" if names else "; there is none yet"
     raise InvalidRequest(
-        f"No such file in the worker's loras folder (MODELS_DIR/{FOLDER}, {SUFFIX} only){here}",
+        f"No such file in the worker's loras folder (MODELS_DIR/{LORAS}, {SUFFIX} only){here}",
         field=f"{lora.field}/source",
     )
 
@@ -171,7 +170,7 @@ def _download(
         _Disk(file),
         lora.source,
         policy,
-        max_bytes=settings.max_lora_bytes,
+        max_bytes=min(settings.max_lora_bytes, settings.lora_cache_bytes),
         seconds=DOWNLOAD_SECONDS if left is None else max(0.0, min(DOWNLOAD_SECONDS, left)),
         field=f"{lora.field}/source",
         canceled=control.check,

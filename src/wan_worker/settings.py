@@ -68,7 +68,7 @@ class Settings:
     max_image_bytes: int = 20 * 1024**2
     max_image_pixels: int = 40_000_000
     max_lora_bytes: int = 2 * 1024**3
-    """Largest LoRA that is downloaded."""
+    """Largest LoRA that is downloaded, if the cache can hold it."""
     lora_cache_dir: Path = Path("lora-cache")
     lora_cache_bytes: int = 10 * 1024**3
     """Downloaded LoRAs kept on disk; the least recently used ones go first."""
@@ -125,8 +125,6 @@ def from_env(env: Mapping[str, str]) -> Settings:
         allow_private_urls=read("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", _boolean, False),
         on_platform=bool(env.get("RUNPOD_WEBHOOK_GET_JOB")),
     )
-    if settings.lora_cache_bytes < settings.max_lora_bytes:
-        problems.append("LORA_CACHE_BYTES: must be at least MAX_LORA_BYTES")
     if problems:
         raise ConfigInvalid("The environment is not usable:\n- " + "\n- ".join(problems))
     return settings

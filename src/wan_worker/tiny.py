@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wan_worker.catalog import EXTRAS, MODELS, components_of
 from wan_worker.components import ENHANCER, Component
-from wan_worker.lora_store import FOLDER
-from wan_worker.weights import TINY, read_manifest, seal
+from wan_worker.weights import LORAS, TINY, read_manifest, seal
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     Tensors = dict[str, torch.Tensor]
 
 TRAINED: Final = Path(__file__).resolve().parents[2] / "weights" / "tiny"
-LORAS: Final = TRAINED.with_name("tiny-loras")
+TAUGHT: Final = TRAINED.with_name("tiny-loras")
 """One that teaches the tiny text-to-video model the colour cyan (training/lora.py)."""
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 
@@ -77,9 +76,9 @@ def write(
             shutil.copytree(TRAINED / COPIES.get(component.name, component.name), partial)
         seal(partial, target, component, TINY)
         report(f"{component.name}: written")
-    if LORAS.is_dir():  # not in the image
-        shutil.copytree(LORAS, models_dir / FOLDER, dirs_exist_ok=True)
-        report(f"{FOLDER}: written")
+    if TAUGHT.is_dir():  # not in the image
+        shutil.copytree(TAUGHT, models_dir / LORAS, dirs_exist_ok=True)
+        report(f"{LORAS}: written")
 
 
 def _seeded(name: str) -> ExitStack:

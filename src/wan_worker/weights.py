@@ -39,6 +39,9 @@ MANIFEST: Final = "manifest.json"
 TINY: Final = "tiny"
 """Stands where a repository's name would in the manifest of toy weights."""
 
+LORAS: Final = "loras"
+"""Folder of a store that holds adapters, one file each: the operator's own, without a manifest."""
+
 VOLUME_STORE: Final = "models"
 VOLUME_CACHE: Final = "huggingface-cache/hub"
 """Where RunPod puts the models that an endpoint names as cached."""
