@@ -124,11 +124,11 @@ def weights_table() -> str:
 
 MEANINGS = {
     "INVALID_REQUEST": "a field breaks a rule; `field` is its JSON pointer",
-    "UNSUPPORTED": "no model here, or not this GPU, can do that",
+    "UNSUPPORTED": "no model here, or not this GPU, can do that; or a LoRA does not fit",
     "URL_BLOCKED": "a URL is not a public http(s) address",
     "IMAGE_REJECTED": "the reference image can't be used",
     "OUTPUT_TOO_LARGE": "the file does not fit into a response; use a bucket",
-    "FETCH_FAILED": "the reference image could not be downloaded",
+    "FETCH_FAILED": "the reference image or a LoRA could not be downloaded",
     "STORAGE_FAILED": "the bucket refused the file or was out of reach",
     "OUT_OF_MEMORY": "too many pixels or frames for this GPU; the worker restarts",
     "DISK_FULL": "the worker's disk is full",
