@@ -13,6 +13,7 @@ from wan_worker import generate, job, plan, request, weights
 from wan_worker.errors import Canceled, GenerationFailed
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
+from wan_worker.references import References
 
 
 def make_plan(worker: job.Worker, **changes: Any) -> Plan:
@@ -28,7 +29,7 @@ def build(worker: job.Worker, planned: Plan) -> Any:
 def latents_of(worker: job.Worker, planned: Plan, control: Control | None = None) -> torch.Tensor:
     pipeline = build(worker, planned)
     embeds, negative, _ = generate.encode_prompts(pipeline, planned)
-    return generate.denoise(pipeline, planned, embeds, negative, None, control or Control())
+    return generate.denoise(pipeline, planned, embeds, negative, References(), control or Control())
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 5])
@@ -79,7 +80,9 @@ def test_nan_from_the_model_is_a_failure(worker: job.Worker) -> None:
     pipeline = build(worker, planned)
     embeds, negative, _ = generate.encode_prompts(pipeline, planned)
     with pytest.raises(GenerationFailed):
-        generate.denoise(pipeline, planned, embeds * float("nan"), negative, None, Control())
+        generate.denoise(
+            pipeline, planned, embeds * float("nan"), negative, References(), Control()
+        )
 
 
 @pytest.mark.parametrize("solver", ["unipc", "euler", "dpm++"])

@@ -21,8 +21,8 @@ from PIL import Image
 
 from tests.conftest import QUICK, Answer, error_of
 from tests.media import path_of, read
+from wan_worker import choose, storage, tiny
 from wan_worker import job as jobs
-from wan_worker import plan, storage, tiny
 from wan_worker.catalog import MODELS
 from wan_worker.errors import EncodeFailed
 from wan_worker.progress import Control
@@ -77,7 +77,7 @@ def test_an_image_becomes_a_video_of_its_shape(
 ) -> None:
     # The real budget of 480p takes minutes on a CPU; the rule is the same for a small one.
     small = {name: replace(m, default_size=(80, 56)) for name, m in MODELS.items()}
-    monkeypatch.setattr(plan, "MODELS", small)
+    monkeypatch.setattr(choose, "MODELS", small)
     request = {k: v for k, v in QUICK.items() if k != "size"} | {"image_url": picture(*shape)}
     answer = jobs.run({"id": "i", "input": request}, worker, Control())
     asset = answer["assets"][0]

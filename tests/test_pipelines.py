@@ -19,6 +19,7 @@ from wan_worker.components import VAE_2_1, Component
 from wan_worker.errors import Canceled, ModelCorrupt
 from wan_worker.hardware import Hardware
 from wan_worker.progress import Control
+from wan_worker.references import References
 
 INLINE_PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAMUlEQVR4nGP8z0A7wMjA"
@@ -108,7 +109,7 @@ def test_an_offloaded_job_makes_the_same_picture(worker: job.Worker) -> None:
         planned = replace(make_plan(worker), placement=placement)
         pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
         embeds, negative, _ = generate.encode_prompts(pipeline, planned)
-        latents = generate.denoise(pipeline, planned, embeds, negative, None, Control())
+        latents = generate.denoise(pipeline, planned, embeds, negative, References(), Control())
         pictures.append(torch.cat(list(generate.decode(pipeline.vae, latents))))
     assert torch.equal(pictures[0], pictures[1])
     assert torch.equal(pictures[0], pictures[2])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wan_worker import contract, plan, request
+from wan_worker import choose, contract, plan, request
 from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported, WorkerError
 from wan_worker.hardware import Hardware
@@ -179,7 +179,7 @@ def test_a_model_that_is_not_installed_comes_with_the_command_that_installs_it()
 
 def test_a_named_model_is_never_swapped_for_a_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
     better = replace(MODELS[T2V], id="better")
-    monkeypatch.setattr(plan, "MODELS", {**MODELS, "better": better})
+    monkeypatch.setattr(choose, "MODELS", {**MODELS, "better": better})
     here = BOTH | {"better": BOTH[T2V]}
     assert make(installed=here).model.id == "better"
     assert make(installed=here, model=T2V).model.id == T2V
@@ -187,7 +187,7 @@ def test_a_named_model_is_never_swapped_for_a_better_one(monkeypatch: pytest.Mon
 
 def test_the_default_model_wins_over_the_best_one(monkeypatch: pytest.MonkeyPatch) -> None:
     better = replace(MODELS[T2V], id="better")
-    monkeypatch.setattr(plan, "MODELS", {**MODELS, "better": better})
+    monkeypatch.setattr(choose, "MODELS", {**MODELS, "better": better})
     here = BOTH | {"better": BOTH[T2V]}
     made = make(installed=here, default_model=T2V)
     assert made.model.id == T2V
@@ -221,7 +221,7 @@ def test_a_size_beyond_the_named_models_range_names_the_models_that_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     large = replace(MODELS[T2V], id="large", max_pixels=1920 * 1080)
-    monkeypatch.setattr(plan, "MODELS", {**MODELS, "large": large})
+    monkeypatch.setattr(choose, "MODELS", {**MODELS, "large": large})
     with pytest.raises(Unsupported, match=r"models that can: .*wan2\.2-t2v-a14b, large"):
         make(model=T2V, size="1920x1080")
     here = BOTH | {"large": BOTH[T2V]}
@@ -620,8 +620,8 @@ def test_a_cpu_makes_several_outputs_in_turn_and_says_why() -> None:
         pytest.param({"size": "640x384"}, ["SMALL_SIZE"], id="small"),
         pytest.param({"size": "832x448"}, [], id="barely-smaller"),
         pytest.param(
-            {"size": "640x384", "num_frames": 97, "metadata": {"end_reference_url": URL}},
-            ["END_REFERENCE_IGNORED", "SMALL_SIZE", "BEYOND_NATIVE_LENGTH"],
+            {"size": "640x384", "num_frames": 97, "metadata": {"other": 1}},
+            ["ENVELOPE_FIELDS_IGNORED", "SMALL_SIZE", "BEYOND_NATIVE_LENGTH"],
             id="all-in-order-after-the-requests",
         ),
     ],

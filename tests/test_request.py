@@ -202,7 +202,7 @@ WRONG_VALUES = [
     pytest.param("image_url", "", "at least 1", id="image-empty"),
     pytest.param("num_frames", 0, "at least 1", id="no-frames"),
     pytest.param("num_frames", -81, "at least 1", id="negative-frames"),
-    pytest.param("num_frames", 162, "at most 161", id="frames-over-the-limit"),
+    pytest.param("num_frames", 242, "at most 241", id="frames-over-the-limit"),
     pytest.param("duration", 0, "more than 0", id="duration-zero"),
     pytest.param("duration", -1.5, "more than 0", id="duration-negative"),
     pytest.param("duration", 31, "at most 30", id="duration-over-the-limit"),
@@ -399,7 +399,11 @@ CONTRADICTIONS = [
     pytest.param({"mode": "image", "num_frames": 2}, "num_frames", id="image-of-two-frames"),
     pytest.param({"mode": "image", "duration": 1}, "duration", id="image-with-duration"),
     pytest.param({"mode": "image", "fps": 16}, "fps", id="image-with-fps"),
-    pytest.param({"mode": "image", "image_url": URL}, "image_url", id="image-from-an-image"),
+    pytest.param(
+        {"mode": "image", "last_image_url": URL}, "last_image_url", id="image-with-a-last-frame"
+    ),
+    pytest.param({"image_url": URL, "strength": 0.5}, "strength", id="strength-of-a-video"),
+    pytest.param({"mode": "image", "strength": 0.5}, "strength", id="strength-of-nothing"),
     pytest.param({"mode": "image", "output_format": "mp4"}, "output_format", id="image-as-mp4"),
     pytest.param({"output_format": "png"}, "output_format", id="video-as-png"),
     pytest.param({"output_format": "webp"}, "output_format", id="video-as-webp"),
@@ -412,6 +416,11 @@ CONTRADICTIONS = [
         {"config": {"first_frame": URL}, "metadata": {"start_reference_url": URL + "2"}},
         "config/first_frame",
         id="two-envelopes-that-differ",
+    ),
+    pytest.param(
+        {"last_image_url": URL, "metadata": {"end_reference_url": URL}},
+        "metadata/end_reference_url",
+        id="two-last-images",
     ),
 ]
 
@@ -426,12 +435,9 @@ def test_a_contradiction_is_refused_at_the_field_that_breaks_it(
 def test_a_prompt_may_be_left_out_only_beside_an_image() -> None:
     assert refused({"mode": "video"}).field == "/input/prompt"
     assert parse(prompt=None, image_url=URL).prompt == ""
+    assert parse(prompt=None, last_image_url=URL).prompt == ""
+    assert parse(prompt=None, mode="image", image_url=URL).prompt == ""
     assert refused({"mode": "video", "image_url": URL, "prompt": " "}).field == "/input/prompt"
-
-
-def test_an_image_job_whose_reference_is_ignored_still_needs_a_prompt() -> None:
-    error = refused({"job_type": "image_fast", "config": {"first_frame": URL}})
-    assert error.field == "/input/prompt"
 
 
 def test_an_image_job_may_say_that_it_has_one_frame() -> None:
@@ -641,11 +647,17 @@ def test_an_empty_envelope_changes_nothing(envelope: Mapping[str, Any]) -> None:
     assert parse(seed=1, **envelope) == parse(seed=1)
 
 
-def test_an_end_reference_is_not_used_and_says_so() -> None:
-    asked = parse(metadata={"end_reference_url": URL})
-    assert codes(asked) == ["END_REFERENCE_IGNORED"]
-    assert asked.image is None
-    assert "end_reference_url" in asked.notices[0].message
+def test_an_end_reference_becomes_the_last_image_with_the_old_fallback() -> None:
+    asked = parse(metadata={"start_reference_url": URL, "end_reference_url": URL + "2"})
+    assert (asked.image, asked.last_image) == (URL, URL + "2")
+    assert asked.pointer("last_image_url") == "/input/metadata/end_reference_url"
+    assert asked.reference_fallback
+    assert asked.notices == ()
+
+
+def test_what_the_request_says_about_fallback_wins_over_the_envelope() -> None:
+    asked = parse(metadata={"end_reference_url": URL}, reference_fallback=False)
+    assert not asked.reference_fallback
 
 
 def test_unknown_envelope_fields_are_named_in_a_warning() -> None:
@@ -668,10 +680,39 @@ def test_an_envelope_that_is_no_object_is_refused(name: str, value: Any) -> None
     assert refused_video(**{name: value}).field == f"/input/{name}"
 
 
-def test_an_image_job_makes_its_picture_without_the_envelopes_reference_and_says_so() -> None:
-    asked = parse(mode=None, job_type="image_fast", config={"first_frame": URL})
+def test_an_image_job_makes_its_picture_without_the_envelopes_last_frame_and_says_so() -> None:
+    envelope = {"start_reference_url": URL, "end_reference_url": URL}
+    asked = parse(mode=None, job_type="image_fast", metadata=envelope)
     assert codes(asked) == ["REFERENCE_IGNORED"]
-    assert asked.image is None
+    assert asked.references == ("image_url",)
+
+
+def test_an_image_from_an_image_moves_away_by_its_strength() -> None:
+    assert parse(mode="image", image_url=URL).strength == 0.7
+    assert parse(mode="image", image_url=URL, strength=1).strength == 1.0
+    assert parse(mode="image").strength is None
+    assert parse(image_url=URL).strength is None
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("t2v-1.3B", "wan2.1-t2v-1.3b"),
+        ("T2V-A14B", "wan2.2-t2v-a14b"),
+        ("I2V-A14B", "wan2.2-i2v-a14b"),
+        ("TI2V-5B", "wan2.2-ti2v-5b"),
+        ("i2v-14B", "wan2.1-i2v-14b-480p"),
+        ("flf2v-14B", "wan2.1-flf2v-14b-720p"),
+        ("wan2.2-t2v-a14b", "wan2.2-t2v-a14b"),
+        ("auto", "auto"),
+    ],
+)
+def test_model_type_takes_wans_own_names(name: str, model: str) -> None:
+    assert parse(model_type=name).model == model
+
+
+def test_model_itself_takes_catalog_ids_alone() -> None:
+    assert refused_video(model="T2V-A14B").field == "/input/model"
 
 
 def test_a_reference_is_an_error_by_default_and_a_wish_when_asked() -> None:
@@ -679,12 +720,13 @@ def test_a_reference_is_an_error_by_default_and_a_wish_when_asked() -> None:
     assert parse(image_url=URL, reference_fallback=True).reference_fallback is True
 
 
-def test_without_image_keeps_the_rest_and_adds_the_reason() -> None:
-    asked = parse(image_url=URL, seed=1, metadata={"end_reference_url": URL})
-    plain = asked.without_image(Notice("WHY", "because"))
-    assert plain.image is None
-    assert [n.code for n in plain.notices] == ["END_REFERENCE_IGNORED", "WHY"]
-    assert plain.outputs == asked.outputs
+def test_without_a_picture_the_rest_is_kept_and_the_reason_added() -> None:
+    asked = parse(image_url=URL, last_image_url=URL, seed=1, metadata={"other": 1})
+    fewer = asked.without(["last_image_url"], Notice("WHY", "because"))
+    assert fewer.references == ("image_url",)
+    assert [n.code for n in fewer.notices] == ["ENVELOPE_FIELDS_IGNORED", "WHY"]
+    assert fewer.outputs == asked.outputs
+    assert asked.without(asked.references, Notice("WHY", "because")).references == ()
 
 
 # --- s3Config ---
@@ -763,7 +805,11 @@ def test_a_failing_value_is_never_repeated(field: str, value: Any) -> None:
     [
         name
         for name, rule in SCHEMA["properties"].items()
-        if name not in ("prompt", "negative_prompt", "image_url", "image", "callback_url")
+        if name
+        not in (
+            *("prompt", "negative_prompt", "callback_url"),
+            *("image_url", "image", "last_image_url"),
+        )
     ],
 )
 def test_a_text_in_a_field_that_takes_none_is_never_repeated(field: str) -> None:
@@ -963,7 +1009,7 @@ def test_whatever_is_accepted_is_whole_and_of_the_right_types(fields: dict[str, 
     finally:
         assert json.dumps(fields) == before  # the caller's dict is left alone
     assert asked.mode in ("image", "video")
-    assert asked.prompt.strip() or asked.image
+    assert asked.prompt.strip() or asked.references
     assert 0 <= asked.outputs[0].seed <= asked.outputs[-1].seed <= LARGEST_SEED
     assert all(type(output.seed) is int for output in asked.outputs)
     for name in ("num_frames", "fps", "num_inference_steps"):
@@ -971,5 +1017,6 @@ def test_whatever_is_accepted_is_whole_and_of_the_right_types(fields: dict[str, 
     if asked.size is not None:
         assert all(type(side) is int and 16 <= side <= 1920 for side in asked.size)
         assert asked.mode == "image" or all(side % 2 == 0 for side in asked.size)
-    assert asked.mode == "video" or (asked.image is None and asked.duration is None)
+    assert asked.mode == "video" or (asked.last_image is None and asked.duration is None)
+    assert (asked.strength is not None) == (asked.mode == "image" and asked.image is not None)
     assert sys.getsizeof(asked.notices) < 1_000

@@ -14,7 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from wan_worker import contract, formats, plan, request
-from wan_worker.catalog import MODELS, Installed
+from wan_worker.catalog import MODELS, OTHER_NAMES, Installed
 from wan_worker.hardware import Hardware
 from wan_worker.plan import Plan
 
@@ -31,14 +31,16 @@ ORDER = [
         "formats",
         "outputs",
         "adapters",
+        "envelope",
         "request",
+        "choose",
         "hardware",
         "plan",
         "progress",
     ),
-    *("addresses", "net", "images", "measure"),
+    *("addresses", "net", "images", "references", "measure"),
     *("tensors", "weights", "lora_store", "tiny", "rrdbnet", "hub", "download", "judge", "prompt"),
-    *("pipelines", "lora"),
+    *("pipelines", "lora", "conditions"),
     *("generate", "upscale", "encode", "containers", "artifact"),
     *("storage", "response", "delivery", "callback", "job"),
 ]
@@ -222,10 +224,15 @@ def test_the_pipelines_call_takes_every_argument_that_we_pass(pipeline: str) -> 
     assert passed <= parameters(library_class(pipeline).__call__)
 
 
-def test_only_the_pipelines_with_an_image_are_given_one() -> None:
-    extra = keys_of_dicts("generate", "denoise", "extra")
-    assert extra == {"image"}
-    assert extra <= parameters(library_class("WanImageToVideoPipeline").__call__)
+def test_a_pipeline_takes_its_pictures_as_we_pass_them() -> None:
+    takers = {
+        "WanImageToVideoPipeline": {"image", "last_image"},
+        "WanVACEPipeline": {"video", "mask"},
+        "WanPipeline": {"latents"},
+    }
+    assert keys_of_dicts("conditions", "arguments", "extra") == set.union(*takers.values())
+    for pipeline, extra in takers.items():
+        assert extra <= parameters(library_class(pipeline).__call__)
     assert {m.image_pipeline for m in MODELS.values() if m.image != "none"} <= {
         "WanImageToVideoPipeline",
         "WanVACEPipeline",
@@ -389,6 +396,10 @@ def test_the_schemas_models_are_exactly_the_catalogs() -> None:
     assert REQUEST_SCHEMA["properties"]["model"]["enum"] == ["auto", *MODELS]
 
 
+def test_the_schemas_strength_is_the_codes() -> None:
+    assert REQUEST_SCHEMA["properties"]["strength"]["default"] == request.STRENGTH
+
+
 def test_the_schemas_formats_are_exactly_the_codes() -> None:
     named = REQUEST_SCHEMA["properties"]["output_format"]["enum"]
     assert named == [*formats.VIDEO_FORMATS, *formats.IMAGE_FORMATS]
@@ -416,6 +427,8 @@ def test_every_alias_points_to_its_field_twice_the_same() -> None:
     properties = REQUEST_SCHEMA["properties"]
     aliases = {name: field for name, field in properties.items() if "x-alias-of" in field}
     assert aliases
+    names = aliases.pop("model_type")["enum"]  # takes Wan's own names too
+    assert names == [*properties["model"]["enum"], *OTHER_NAMES]
     for name, field in aliases.items():
         assert field["$ref"] == f"#/properties/{field['x-alias-of']}", name
         assert "x-alias-of" not in properties[field["x-alias-of"]], name

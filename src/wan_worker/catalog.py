@@ -119,6 +119,10 @@ class Installed:
 _SHARED = (UMT5_TOKENIZER, UMT5, VAE_2_1)
 _480P, _720P, _1080P = 854 * 480, 1280 * 720, 1920 * 1080
 
+
+_MADE_FOR_720P = 1024 * 576
+"""Least area of a model that was trained at 720p alone and has a sibling for 480p."""
+
 _T2V_1_3B = Model(
     id="wan2.1-t2v-1.3b",
     wan_task="t2v-1.3B",
@@ -177,6 +181,7 @@ _TI2V_5B = Model(
     max_frames=241,
     fps=24,
     flow_shift=5.0,
+    min_pixels=_MADE_FOR_720P,
 )
 
 _T2V_14B_REPOSITORY = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
@@ -225,6 +230,7 @@ _I2V_14B_720P = replace(
     ),
     default_size=(1280, 720),
     max_pixels=_720P,
+    min_pixels=_MADE_FOR_720P,
 )
 
 _FLF2V_REPOSITORY = "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers"
@@ -307,6 +313,19 @@ _IN_ORDER = (
 )
 MODELS: Final = MappingProxyType({model.id: model for model in _IN_ORDER})
 """Every model by id. Order is preference: of several that serve a request, the last one is best."""
+
+
+def _other_names() -> dict[str, str]:
+    names: dict[str, str] = {}
+    for model in MODELS.values():
+        for name in (model.wan_task, model.wan_task.upper()):
+            names.setdefault(name, model.id)
+    return names
+
+
+OTHER_NAMES: Final[Mapping[str, str]] = MappingProxyType(_other_names())
+"""Wan's task names, as its code writes them and in capitals, to ids. Two models share i2v-14B; it
+means the 480p one."""
 
 
 EXTRAS: Final = MappingProxyType({UPSCALER.name: UPSCALER})

@@ -13,16 +13,17 @@ Not covered: files (encode) and memory faults (job).
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from wan_worker import conditions
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.errors import GenerationFailed
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
+from wan_worker.references import References
 from wan_worker.request import Notice
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from PIL.Image import Image
 
     Frames = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
     """uint8 [frames, height, width, 3], RGB."""
@@ -70,15 +71,15 @@ def denoise(
     plan: Plan,
     prompt_embeds: "torch.Tensor",
     negative_prompt_embeds: "torch.Tensor | None",
-    image: "Image | None",
+    references: References,
     control: Control,
 ) -> "torch.Tensor":
-    """Normalised latents [outputs, z, latent_frames, height / 8, width / 8] of the plan's outputs.
+    """Normalised latents [outputs, z, latent_frames, h, w] of the plan's outputs.
 
     Args:
         prompt_embeds: [outputs, 512, text_dim].
         negative_prompt_embeds: [1, 512, text_dim], or None without guidance.
-        image: RGB, already at the plan's generated size; None for text-to-video.
+        references: pictures at the plan's generated size; none for plain generation.
 
     Raises:
         Canceled, DeadlineExceeded: from the step callback, within one step.
@@ -89,11 +90,10 @@ def denoise(
     def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         # Raising is the one clean way out: the pipeline's interrupt flag would hand back a
         # half-denoised clip as a success.
-        control.step(step + 1, plan.num_inference_steps)
+        control.step(step + 1, plan.steps_taken)
         return {}
 
     width, height = plan.generated_size
-    extra = {} if image is None else {"image": image}
     count = len(plan.outputs)
     if negative_prompt_embeds is not None:
         negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
@@ -115,7 +115,7 @@ def denoise(
             return_dict=False,
             callback_on_step_end=on_step_end,
             callback_on_step_end_tensor_inputs=[],
-            **extra,
+            **conditions.arguments(pipeline, plan, references, generators),
         )[0]
     finally:
         # The pipeline does this on success only.

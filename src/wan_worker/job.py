@@ -1,6 +1,7 @@
 """The one flow: a RunPod job in, an answer out.
 
-    request -> plan -> image -> generate -> upscale -> encode -> artifact -> storage -> response
+    request -> plan -> references -> generate -> upscale -> encode -> artifact -> storage
+    -> response
 
 ``run`` holds the only try/except that turns an exception into an answer, so whatever happens below
 it, the platform gets a dict that is strict JSON, the temp folder goes, and the next job finds the
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +28,12 @@ from wan_worker import (
     encode,
     generate,
     hardware,
-    images,
     lora,
     lora_store,
     net,
     plan,
     prompt,
+    references,
     request,
     response,
     storage,
@@ -46,11 +48,8 @@ from wan_worker.errors import (
     Canceled,
     ConfigInvalid,
     DeadlineExceeded,
-    FetchFailed,
-    ImageRejected,
     ModelCorrupt,
     ModelUnavailable,
-    UrlBlocked,
     WorkerError,
     public_json,
 )
@@ -60,17 +59,16 @@ from wan_worker.lora_store import LoraFile
 from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
 from wan_worker.progress import Control, Part
-from wan_worker.request import Notice, Request
+from wan_worker.references import References
+from wan_worker.request import Request
 from wan_worker.rrdbnet import Network
 from wan_worker.settings import Settings
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 
-FETCH_SECONDS = 30.0
 CALLBACK_SECONDS = 20.0
 LAST_CALLBACK_SECONDS = 2.0
 TEMP_PREFIX = "wan-job-"
@@ -154,10 +152,14 @@ def _serve(
     control.enter("plan")
     asked = known.asked = request.parse(job, worker.contract)
     destination = delivery.destination(asked, worker.settings, worker.policy)
-    planned = known.planned = _plan(asked, worker)
+    replan = partial(_plan, worker=worker)
+    asked, planned = references.plan_with(asked, replan)
+    known.planned = planned
     lora_store.check(asked.loras, worker.settings, worker.policy)
     control.enter("fetch")
-    planned, image = _with_image(asked, planned, worker, control)
+    planned, pictures = references.gather(
+        asked, planned, replan, worker.settings, worker.policy, control
+    )
     known.planned = planned
     if planned.enhancer is not None:
         control.enter("queue")
@@ -171,7 +173,7 @@ def _serve(
     ):
         control.enter("queue")
         with _exclusive(worker.gpu, control):
-            planned = _make(planned, image, files, folder, made, worker, control)
+            planned = _make(planned, pictures, files, folder, made, worker, control)
         control.enter("upload")
         stored = delivery.deliver(made, asked, planned, destination, control)
         control.close_stage()
@@ -180,7 +182,7 @@ def _serve(
 
 def _make(
     planned: Plan,
-    image: "Image | None",
+    pictures: References,
     files: tuple[LoraFile, ...],
     folder: Path,
     made: list[Artifact],
@@ -207,7 +209,7 @@ def _make(
             control.enter("denoise")
             batch = replace(planned, outputs=planned.outputs[rows])
             latents = generate.denoise(
-                pipeline, batch, embeds[rows], negative_embeds, image, control
+                pipeline, batch, embeds[rows], negative_embeds, pictures, control
             )
             for index in range(rows.start, rows.stop):
                 clip = latents[index - first : index - first + 1]
@@ -278,16 +280,6 @@ def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
 
 
 def _plan(asked: Request, worker: Worker) -> Plan:
-    """The plan; with ``reference_fallback``, without the image where no model is here for it."""
-    try:
-        return _plan_as_asked(asked, worker)
-    except ModelUnavailable as problem:
-        if asked.image is None or asked.model != "auto" or not _can_fall_back(asked):
-            raise
-        return _plan_as_asked(_without_image(asked, problem), worker)
-
-
-def _plan_as_asked(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
         here = _installed(worker)
@@ -319,61 +311,6 @@ def _enhancer(worker: Worker) -> tuple[Component, weights.Found | None]:
     settings = worker.settings
     component = enhancer(settings.enhancer_model)
     return component, weights.locate(component, settings.models_dir, settings.volume_dir)
-
-
-def _can_fall_back(asked: Request) -> bool:
-    return asked.reference_fallback and bool(asked.prompt)
-
-
-def _without_image(asked: Request, problem: WorkerError) -> Request:
-    return asked.without_image(
-        Notice(
-            "REFERENCE_UNUSABLE",
-            f"Made from the prompt alone; the reference image failed with {problem.code}: "
-            f"{problem.message}",
-        )
-    )
-
-
-def _with_image(
-    asked: Request, planned: Plan, worker: Worker, control: Control
-) -> tuple[Plan, "Image | None"]:
-    """The plan with its size settled, and the first frame at that size.
-
-    With ``reference_fallback`` an image that can't be used means plain generation and a warning.
-    """
-    if not planned.has_image:
-        return planned, None
-    try:
-        decoded = _fetch_image(asked, worker, control)
-    except (UrlBlocked, ImageRejected, FetchFailed) as problem:
-        if not _can_fall_back(asked):
-            raise
-        try:
-            return _plan_as_asked(_without_image(asked, problem), worker), None
-        except WorkerError:
-            raise problem from None  # the image is what to mend
-    planned = plan.fit_to_image(planned, decoded.image.size)
-    notices = tuple(Notice(code, message) for code, message in decoded.warnings)
-    image = images.cover(decoded.image, *planned.generated_size)
-    return replace(planned, notices=(*planned.notices, *notices)), image
-
-
-def _fetch_image(asked: Request, worker: Worker, control: Control) -> images.Decoded:
-    assert asked.image is not None  # noqa: S101 (the caller's condition, for the type checker)
-    settings, where = worker.settings, asked.pointer("image_url")
-    if images.kind(asked.image, where) == "inline":
-        data = images.decode_inline(asked.image, where, settings.max_image_bytes)
-    else:
-        data = net.fetch(
-            asked.image,
-            worker.policy,
-            max_bytes=settings.max_image_bytes,
-            seconds=min(FETCH_SECONDS, control.seconds_left or FETCH_SECONDS),
-            field=where,
-            canceled=control.check,
-        )
-    return images.decode(data, where, settings.max_image_pixels)
 
 
 @contextmanager

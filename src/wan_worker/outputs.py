@@ -27,20 +27,20 @@ class Output:
 
 
 def read(
-    fields: Mapping[str, Any], where: Mapping[str, str], image: str | None
+    fields: Mapping[str, Any], where: Mapping[str, str], has_picture: bool
 ) -> tuple[Output, ...]:
     """The outputs in order, at least one.
 
     Args:
         fields: a request's fields by canonical name, already held against the schema.
         where: JSON pointer that each was given under.
-        image: what the video starts from, if anything: it may stand without a prompt.
+        has_picture: whether there is one to start from: it may stand without a prompt.
 
     Raises:
         InvalidRequest: no prompt, a blank one, a list beside num_outputs, or seeds that end before
             the outputs do.
     """
-    prompts, count = _prompts(fields, where, image), int(fields.get("num_outputs", 1))
+    prompts, count = _prompts(fields, where, has_picture), int(fields.get("num_outputs", 1))
     if len(prompts) > 1 and count > 1:
         raise InvalidRequest(
             "A list of prompts makes one output of each; leave num_outputs out, or give one prompt",
@@ -59,11 +59,11 @@ def read(
 
 
 def _prompts(
-    fields: Mapping[str, Any], where: Mapping[str, str], image: str | None
+    fields: Mapping[str, Any], where: Mapping[str, str], has_picture: bool
 ) -> tuple[str, ...]:
     given = fields.get("prompt")
     if given is None:
-        if image is None:
+        if not has_picture:
             raise InvalidRequest(
                 "A prompt is needed unless an image is given", field="/input/prompt"
             )

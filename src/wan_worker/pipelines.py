@@ -136,6 +136,8 @@ class Pool:
                 parts[component.role] = self._component(component, folder, size, device)
         pipeline_class = getattr(diffusers, plan.pipeline)
         pipeline = pipeline_class(scheduler=scheduler(plan), **parts, **_configuration(plan.model))
+        # VACE's counts the VAE's layers for its stride, and misses what patches add to it.
+        pipeline.vae_scale_factor_spatial = pipeline.vae.config.scale_factor_spatial
         pipeline.set_progress_bar_config(disable=True)
         if plan.placement == "offload":
             pipeline.enable_model_cpu_offload(device=plan.device)
@@ -237,7 +239,7 @@ def _configuration(model: Model) -> dict[str, Any]:
 
 
 def scheduler(plan: Plan) -> Any:
-    """A fresh scheduler for the plan's solver, with its shift.
+    """A fresh scheduler for the plan's solver, with its shift; it begins late for image-to-image.
 
     The arguments are those of the schedulers that Wan's diffusers repositories ship, and of Wan's
     own ``--sample_solver`` choices.
@@ -248,6 +250,7 @@ def scheduler(plan: Plan) -> Any:
         UniPCMultistepScheduler,
     )
 
+    made: Any
     flow = {
         "prediction_type": "flow_prediction",
         "use_flow_sigmas": True,
@@ -255,12 +258,32 @@ def scheduler(plan: Plan) -> Any:
         "num_train_timesteps": 1000,
     }
     if plan.solver == "unipc":
-        return UniPCMultistepScheduler(**flow)
-    if plan.solver == "euler":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
-    if plan.solver == "dpm++":
-        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
-    raise ValueError(f"unknown solver {plan.solver}")
+        made = UniPCMultistepScheduler(**flow)
+    elif plan.solver == "euler":
+        made = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
+    elif plan.solver == "dpm++":
+        made = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
+    else:
+        raise ValueError(f"unknown solver {plan.solver}")
+    if plan.steps_taken < plan.num_inference_steps:
+        _begin_late(made, plan.num_inference_steps - plan.steps_taken)
+    return made
+
+
+def _begin_late(scheduler: Any, skipped: int) -> None:
+    """Let a scheduler's schedule start some steps in, whenever it is set.
+
+    diffusers' own video-to-video pipeline cuts the timesteps itself; the text-to-video pipeline,
+    which also drives two experts, takes the whole schedule from its scheduler.
+    """
+    set_timesteps = scheduler.set_timesteps
+
+    def set_late(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
+        scheduler.timesteps = scheduler.timesteps[skipped:]
+        scheduler.sigmas = scheduler.sigmas[skipped:]
+
+    scheduler.set_timesteps = set_late
 
 
 def _unhook(part: Any) -> None:

@@ -1,11 +1,10 @@
 """Pure: Request + Hardware + installed models -> Plan, with a reason for every choice.
 
 Rules, in order:
-1. The model: the one that was named, else DEFAULT_MODEL if it serves the request, else the best
-   installed one that does. A named model is never swapped.
+1. The model (choose).
 2. Numbers that the request and its preset leave open: the model's native ones.
-3. The size: as asked, generated on the next larger grid and cropped. With an image and no size of
-   its own, the image's shape at the pixel budget (known once the image is there: ``fit_to_image``).
+3. The size: as asked, generated on the next larger grid and cropped. With a picture and no size of
+   its own, the picture's shape at the pixel budget (known once it is there: ``fit_to_image``).
 4. The length: as asked, generated at the next 4k+1 and trimmed.
 5. ``upscale`` enlarges what was cropped; a video's frame then keeps to a codec level.
 6. The placement: all weights stay on the GPU where they fit, else they take turns. An upscaler
@@ -24,14 +23,8 @@ from typing import Any, Final, Literal
 
 from wan_worker import formats
 from wan_worker.adapters import PlannedLora
-from wan_worker.catalog import (
-    MAX_WORK,
-    MODELS,
-    NEGATIVE_PROMPT,
-    Installed,
-    Model,
-    Size,
-)
+from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
+from wan_worker.choose import choose, install_hint, loses_detail
 from wan_worker.components import UPSCALER
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.formats import Mode
@@ -63,7 +56,10 @@ class Plan:
     batch_size: int
     """Outputs that one denoising call makes."""
     negative_prompt: str
-    has_image: bool
+    references: tuple[str, ...]
+    """Request fields that hold the pictures to start from."""
+    strength: float | None
+    """Image-to-image's; None for everything else."""
     size: Size | None
     """Width and height before ``upscale``; None until the image that sets it has been seen."""
     upscale: int
@@ -90,7 +86,8 @@ class Plan:
     @property
     def pipeline(self) -> str:
         """Name of the diffusers pipeline class."""
-        name = self.model.image_pipeline if self.has_image else self.model.text_pipeline
+        starts = bool(self.references) and self.strength is None
+        name = self.model.image_pipeline if starts else self.model.text_pipeline
         if name is None:
             raise ValueError(f"{self.model.id} has no pipeline for this plan")
         return name
@@ -116,6 +113,13 @@ class Plan:
         stride = self.model.temporal_stride
         return math.ceil((self.num_frames - 1) / stride) * stride + 1
 
+    @property
+    def steps_taken(self) -> int:
+        """Denoising steps: image-to-image begins where its strength says."""
+        if self.strength is None:
+            return self.num_inference_steps
+        return max(1, round(self.num_inference_steps * self.strength))
+
     def public(self) -> dict[str, Any]:
         """The part of the response that says how the job ran."""
         return {
@@ -125,6 +129,7 @@ class Plan:
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "guidance_scale_2": self.guidance_scale_2,
+            "strength": self.strength,
             "solver": self.solver,
             "flow_shift": self.flow_shift,
             "negative_prompt": self.negative_prompt,
@@ -166,13 +171,15 @@ def make(
         Unsupported: no model, or not this GPU, can do it.
         ModelUnavailable: a model that could is known but not installed.
     """
-    model, why = _choose(request, installed, default_model)
+    model, why = choose(request, installed, default_model)
     reasons = [why]
     notices = list(request.notices)
     here = installed[model.id]
 
     size, budget = request.size, model.default_size[0] * model.default_size[1]
-    if request.image is not None and not request.size_is_explicit:
+    if request.mode == "image" and size is not None:
+        budget = max(budget, min(_area(size), model.max_pixels))
+    if request.references and not request.size_is_explicit:
         if size is not None and size[0] * size[1] < budget:
             budget = size[0] * size[1]
             reasons.append(f"size: the image's shape at the preset's {budget} pixels")
@@ -191,7 +198,7 @@ def make(
         size = _turned(model.default_size, request.orientation)
         reasons.append(f"size: {size[0]}x{size[1]}, native to {model.id}")
     area = budget if size is None else size[0] * size[1]
-    if not here.tiny and area < model.min_pixels * 0.9:
+    if not here.tiny and loses_detail(model, area):
         notices.append(
             Notice(
                 "SMALL_SIZE", f"{model.id} loses detail below {model.min_pixels} pixels a frame."
@@ -210,7 +217,7 @@ def make(
         )
     steps = _or(request.num_inference_steps, model.steps, "num_inference_steps", reasons)
     guidance = _or(request.guidance_scale, model.guidance_scale, "guidance_scale", reasons)
-    guidance_2 = _guidance_2(request, model, reasons)
+    guidance_2 = _guidance_2(request, model, reasons, notices)
     solver = _or(request.solver, "unipc", "solver", reasons)
     flow_shift = request.flow_shift
     if flow_shift is None and model.flow_shift is not None:
@@ -221,8 +228,11 @@ def make(
         reasons.append(f"flow_shift: {flow_shift}, Wan's own for {area} pixels a frame")
     formats.check_upscaled(request.mode, area, request.upscale, request.pointer("upscale"))
     if request.upscale > 1 and UPSCALER.name not in extras:
-        raise ModelUnavailable(_install_hint(UPSCALER.name), field=request.pointer("upscale"))
+        raise ModelUnavailable(install_hint(UPSCALER.name), field=request.pointer("upscale"))
     reasons += formats.reasons(request.output_format, fps, request.upscale)
+    if request.mode == "video" and fps != model.fps:
+        speed = "slower" if fps < model.fps else "faster"
+        reasons.append(f"motion: {speed} than life, drawn for {model.fps} fps and played at {fps}")
     placement, why_placed = _place(here, hardware)
     reasons.append(why_placed)
     reasons += [lora.reason for lora in request.loras]
@@ -235,7 +245,8 @@ def make(
         negative_prompt=(
             NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
         ),
-        has_image=request.image is not None,
+        references=request.references,
+        strength=request.strength,
         size=size,
         upscale=request.upscale,
         pixel_budget=budget,
@@ -287,11 +298,14 @@ def batch_size(plan: Plan, area: int) -> tuple[int, str]:
     return size, f"batch_size: {size} of {wanted} outputs at a time, {tokens} tokens each"
 
 
-def fit_to_image(plan: Plan, image_size: Size) -> Plan:
-    """Settle the size of a plan that takes its shape from the image.
+def fit_to_image(plan: Plan, image_size: Size, *other_sizes: Size) -> Plan:
+    """Settle the size of a plan that takes its shape from its pictures: from the first one.
 
     Each side is floored to the grid, as Wan's own image-to-video code does.
     """
+    if any(_shape_differs(size, image_size) for size in other_sizes):
+        why = "last_image_url: its shape is not the first image's; scaled to cover and cropped"
+        plan = replace(plan, reasons=(*plan.reasons, why))
     if plan.size is not None:
         return plan
     width, height = image_size
@@ -300,90 +314,6 @@ def fit_to_image(plan: Plan, image_size: Size) -> Plan:
     fitted_height = max(grid, math.isqrt(budget * height // width) // grid * grid)
     fitted_width = max(grid, math.isqrt(budget * width // height) // grid * grid)
     return _explain_grid(replace(plan, size=(fitted_width, fitted_height)))
-
-
-def _choose(
-    request: Request, installed: Mapping[str, Installed], default_model: str | None
-) -> tuple[Model, str]:
-    if request.model != "auto":
-        model = MODELS[request.model]
-        _check_fit(request, model)
-        if model.id not in installed:
-            raise ModelUnavailable(_install_hint(model.id), field=request.pointer("model"))
-        return model, f"model: {model.id}, as named"
-    able = [m for m in MODELS.values() if _misfit(request, m) is None]
-    if not able:
-        raise _why_nothing_fits(request)
-    here = [m for m in able if m.id in installed]
-    if not here:
-        near = [m for m in MODELS.values() if m.id in installed and _takes(request, m)]
-        if near:
-            _check_fit(request, near[-1])
-        raise ModelUnavailable(
-            f"No installed model can do this. {', '.join(m.id for m in able)} could; install one "
-            f"with: python download_weights.py --models {able[0].id}",
-            field=request.pointer("model"),
-        )
-    kind = "takes an image" if request.image is not None else "makes pictures from text"
-    for model in here:
-        if model.id == default_model:
-            return model, f"model: {model.id}, DEFAULT_MODEL, which {kind}"
-    return here[-1], f"model: {here[-1].id}, the best installed one that {kind}"
-
-
-def _misfit(request: Request, model: Model) -> InvalidRequest | Unsupported | None:
-    """Why this model can't serve the request, or None."""
-    if request.mode == "image" and model.text_pipeline is None:
-        return InvalidRequest(f"{model.id} makes videos only", field=request.pointer("model"))
-    if request.image is None and model.text_pipeline is None:
-        return InvalidRequest(f"{model.id} needs an image", field="/input/image_url")
-    if request.image is not None and model.image == "none":
-        return InvalidRequest(f"{model.id} takes no image", field=request.pointer("image_url"))
-    if model.last_image == "required":
-        return InvalidRequest(f"{model.id} needs a last image", field="/input/last_image_url")
-    staged = [lora for lora in request.loras if lora.stage != "both"]
-    if staged and not model.two_experts:
-        return InvalidRequest(
-            f"{model.id} has one expert; leave stage out", field=f"{staged[0].field}/stage"
-        )
-    bounded = request.size is not None and (request.size_is_explicit or request.image is None)
-    if bounded and request.size is not None and _area(request.size) > model.max_pixels:
-        larger = [
-            m.id
-            for m in MODELS.values()
-            if m.max_pixels >= _area(request.size) and _takes(request, m)
-        ]
-        advice = f"; models that can: {', '.join(larger)}" if larger else ""
-        return Unsupported(
-            f"{model.id} is stable up to {model.max_pixels} pixels a frame, and "
-            f"{request.size[0]}x{request.size[1]} has {_area(request.size)}{advice}",
-            field=request.pointer("size"),
-        )
-    return None
-
-
-def _check_fit(request: Request, model: Model) -> None:
-    problem = _misfit(request, model)
-    if problem is not None:
-        raise problem
-
-
-def _why_nothing_fits(request: Request) -> InvalidRequest | Unsupported:
-    problems = [_misfit(request, m) for m in MODELS.values() if _takes(request, m)]
-    found = [p for p in problems if p is not None]
-    return found[-1] if found else Unsupported("No model serves this request", field="/input")
-
-
-def _takes(request: Request, model: Model) -> bool:
-    """Is the model made for this kind of start?"""
-    return model.text_pipeline is not None if request.image is None else model.image != "none"
-
-
-def _install_hint(model_id: str) -> str:
-    return (
-        f"{model_id} is not installed in this worker; install it with: "
-        f"python download_weights.py --models {model_id}"
-    )
 
 
 def _num_frames(request: Request, model: Model, fps: int, reasons: list[str]) -> int:
@@ -404,9 +334,17 @@ def _num_frames(request: Request, model: Model, fps: int, reasons: list[str]) ->
     return frames
 
 
-def _guidance_2(request: Request, model: Model, reasons: list[str]) -> float | None:
+def _guidance_2(
+    request: Request, model: Model, reasons: list[str], notices: list[Notice]
+) -> float | None:
     if not model.two_experts:
         return None
+    if request.guidance_scale_2 is not None:
+        if request.guidance_scale == 1:
+            notices.append(
+                Notice("GUIDANCE_OFF", "guidance_scale 1 turns guidance off for both experts.")
+            )
+        return float(request.guidance_scale_2)
     if request.guidance_scale is None:
         return float(_or(None, model.guidance_scale_2, "guidance_scale_2", reasons))
     reasons.append("guidance_scale_2: as guidance_scale, for the low-noise expert too")
@@ -459,6 +397,11 @@ def _explain_grid(plan: Plan) -> Plan:
 
 def _turned(size: Size, orientation: str | None) -> Size:
     return (size[1], size[0]) if orientation == "portrait" else size
+
+
+def _shape_differs(size: Size, other: Size) -> bool:
+    """By more than a pixel in a hundred."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) > 0.01
 
 
 def _area(size: Size) -> int:

@@ -87,7 +87,7 @@ def messages(kind: Kind, idea: str) -> list[dict[str, str]]:
 def kind_of(planned: Plan) -> Kind:
     if planned.mode == "image":
         return "image"
-    return "image_to_video" if planned.has_image else "video"
+    return "image_to_video" if planned.references else "video"
 
 
 def decide(

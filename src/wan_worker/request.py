@@ -10,20 +10,27 @@ a URL (net, images).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from wan_worker import adapters, formats, outputs
 from wan_worker.adapters import Lora
-from wan_worker.catalog import Size
+from wan_worker.catalog import OTHER_NAMES, Size
 from wan_worker.contract import Contract, check
+from wan_worker.envelope import open_envelope
 from wan_worker.errors import InvalidRequest
 from wan_worker.formats import Mode
 from wan_worker.outputs import Output
 from wan_worker.settings import Bucket, Secret, is_endpoint
 
 PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"
+
+REFERENCES: Final = ("image_url", "last_image_url")
+"""Fields that hold a picture to start from."""
+
+STRENGTH: Final = 0.7
+"""Image-to-image without a strength: the picture's layout stays and its style can change."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,10 @@ class Request:
     job_type: str | None = None
     negative_prompt: str | None = None
     image: str | None = None
+    """The first frame of a video, or the picture that an image is made from."""
+    last_image: str | None = None
+    strength: float | None = None
+    """How far an image may move away from its picture, 0 to 1; None: nothing to move from."""
     where: Mapping[str, str] = field(default_factory=dict, compare=False)
     """JSON pointer that each canonical field was given under."""
     reference_fallback: bool = False
@@ -58,6 +69,7 @@ class Request:
     fps: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
     solver: str | None = None
     flow_shift: float | None = None
     upscale: int = 1
@@ -80,9 +92,25 @@ class Request:
             name = "width"
         return self.where.get(name, f"/input/{name}")
 
-    def without_image(self, notice: Notice) -> "Request":
-        """The same request as plain generation, saying why."""
-        return replace(self, image=None, notices=(*self.notices, notice))
+    def reference(self, name: str) -> str | None:
+        """The picture given under one of ``REFERENCES``."""
+        return self.image if name == "image_url" else self.last_image
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Which of ``REFERENCES`` are given."""
+        return tuple(name for name in REFERENCES if self.reference(name) is not None)
+
+    def without(self, names: Iterable[str], notice: Notice) -> "Request":
+        """The same request without these pictures, saying why."""
+        image = None if "image_url" in names else self.image
+        return replace(
+            self,
+            image=image,
+            last_image=None if "last_image_url" in names else self.last_image,
+            strength=None if image is None else self.strength,
+            notices=(*self.notices, notice),
+        )
 
 
 def parse(job: Mapping[str, Any], contract: Contract) -> Request:
@@ -101,23 +129,10 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         )
     check(given, contract)
     fields, where = _canonical(given, contract.aliases)
-    fields, where, notices = _open_envelope(fields, where)
+    fields, where, ignored = open_envelope(fields, where)
     mode, preset = _mode_and_preset(fields, contract.presets)
     explicit_size = _explicit_size(fields, where)
-    image = fields.get("image_url")
-    if mode == "image" and image is not None:
-        if not fields.get("reference_fallback"):
-            raise InvalidRequest(
-                "A start image is for videos; mode image takes a prompt only",
-                field=where["image_url"],
-            )
-        image = None
-        notices.append(
-            Notice(
-                "REFERENCE_IGNORED",
-                "An image was made from the prompt alone: a reference image only starts videos.",
-            )
-        )
+    notices = (*(Notice(*about) for about in ignored), *_check_pictures(fields, where, mode))
     _check_lengths(fields, where, mode)
     output_format = formats.output_format(fields.get("output_format"), mode)
     formats.check_container(explicit_size, fields, output_format, where)
@@ -130,11 +145,13 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
     return Request(
         job_id=str(job.get("id", "local")),
         mode=mode,
-        model=fields.get("model", "auto"),
-        outputs=outputs.read(fields, where, image),
+        model=OTHER_NAMES.get(fields.get("model", ""), fields.get("model", "auto")),
+        outputs=outputs.read(fields, where, any(name in fields for name in REFERENCES)),
         job_type=fields.get("job_type"),
         negative_prompt=fields.get("negative_prompt"),
-        image=image,
+        image=fields.get("image_url"),
+        last_image=fields.get("last_image_url"),
+        strength=_strength(fields, mode),
         where=where,
         reference_fallback=bool(fields.get("reference_fallback", False)),
         enhance_prompt=bool(pick("enhance_prompt")),
@@ -146,6 +163,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         fps=_whole(pick("fps")),
         num_inference_steps=_whole(pick("num_inference_steps")),
         guidance_scale=pick("guidance_scale"),
+        guidance_scale_2=fields.get("guidance_scale_2"),
         solver=pick("solver"),
         flow_shift=pick("flow_shift"),
         upscale=int(fields.get("upscale", 1)),
@@ -154,7 +172,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         response_format=fields.get("response_format", "url"),
         callback_url=fields.get("callback_url"),
         bucket=_job_bucket(job.get("s3Config")),
-        notices=tuple(notices),
+        notices=notices,
     )
 
 
@@ -174,50 +192,6 @@ def _canonical(
         fields[target] = value
         where[target] = f"/input/{name}"
     return fields, where
-
-
-def _open_envelope(
-    fields: dict[str, Any], where: dict[str, str]
-) -> tuple[dict[str, Any], dict[str, str], list[Notice]]:
-    """Legacy envelope: a reference frame under config or metadata, with the old fallback."""
-    config, metadata = fields.get("config", {}), fields.get("metadata", {})
-    references = {
-        pointer: value
-        for pointer, value in (
-            ("/input/config/first_frame", config.get("first_frame")),
-            ("/input/metadata/start_reference_url", metadata.get("start_reference_url")),
-        )
-        if value
-    }
-    notices = []
-    if metadata.get("end_reference_url"):
-        notices.append(
-            Notice(
-                "END_REFERENCE_IGNORED",
-                "metadata.end_reference_url was not used: no model served here takes an end frame.",
-            )
-        )
-    read = {"config": {"first_frame"}, "metadata": {"start_reference_url", "end_reference_url"}}
-    ignored = sorted(
-        f"{part}.{name}"[:60]
-        for part, names in read.items()
-        for name in fields.get(part, {})
-        if name not in names
-    )
-    if ignored:
-        others = " and others." if len(ignored) > 5 else "."
-        notices.append(
-            Notice("ENVELOPE_FIELDS_IGNORED", f"Not read: {', '.join(ignored[:5])}{others}")
-        )
-    if not references:
-        return fields, where, notices
-    pointer, value = next(iter(references.items()))
-    if "image_url" in fields or len(set(references.values())) > 1:
-        raise InvalidRequest(
-            "More than one start image is given; keep image_url alone", field=pointer
-        )
-    opened = {"reference_fallback": True} | fields | {"image_url": value}
-    return opened, where | {"image_url": pointer}, notices
 
 
 def _mode_and_preset(
@@ -279,6 +253,30 @@ def _turn(size: Size | None, orientation: str | None) -> Size | None:
         return size
     long, short = max(size), min(size)
     return (short, long) if orientation == "portrait" else (long, short)
+
+
+def _check_pictures(
+    fields: dict[str, Any], where: dict[str, str], mode: Mode
+) -> tuple[Notice, ...]:
+    """Pictures that the mode has no use for; with the old fallback they are dropped."""
+    notices: tuple[Notice, ...] = ()
+    if mode == "image" and "last_image_url" in fields:
+        if not fields.get("reference_fallback"):
+            raise InvalidRequest("An image has no last frame", field=where["last_image_url"])
+        del fields["last_image_url"]
+        notices = (Notice("REFERENCE_IGNORED", "The last image was not used: an image has one."),)
+    if "strength" in fields and (mode == "video" or "image_url" not in fields):
+        raise InvalidRequest(
+            "Belongs to mode image with an image_url, which it says how far to move away from",
+            field="/input/strength",
+        )
+    return notices
+
+
+def _strength(fields: dict[str, Any], mode: Mode) -> float | None:
+    if mode == "video" or "image_url" not in fields:
+        return None
+    return float(fields.get("strength", STRENGTH))
 
 
 def _check_lengths(fields: dict[str, Any], where: dict[str, str], mode: Mode) -> None:
