@@ -111,8 +111,9 @@ def _best(request: Request, here: list[Model]) -> tuple[Model, str]:
     best = here[-1]
     sharp = here
     if request.size is not None:
-        area = _area(request.size)
-        sharp = [model for model in here if not loses_detail(model, area)] or here
+        # Where all lose some, those that are made for the least.
+        area = max(_area(request.size), min(model.min_pixels for model in here))
+        sharp = [model for model in here if not loses_detail(model, area)]
     why = f"the best installed one that {_kind(request)}"
     if sharp[-1] is not best and request.size is not None:
         why += f"; {best.id} loses detail at {request.size[0]}x{request.size[1]}"
