@@ -2,9 +2,9 @@
 
 The trained ones lie in the repository (``weights/tiny``) and come out of ``training/``: a
 text-to-video and an image-to-video transformer with their VAE and encoders, which draw coloured
-shapes that move as the prompt says. A model of the same architecture gets a copy; one that adds
-parts to it gets the copy and random parts; the 5B, whose VAE is another, is random altogether and
-draws nothing. All are installed in the store like any others, the same to the byte every time.
+shapes that move as the prompt says. A model of the same architecture gets a copy, and one that has
+more or fewer parts is put together from them; the 5B, whose VAE is another, is random and draws
+nothing. All are installed in the store like any others, the same to the byte every time.
 Not covered: training them, and pictures of anything else.
 """
 
@@ -43,11 +43,8 @@ COPIES: Final[Mapping[str, str]] = {
 IMAGE_PARTS: Final = (".image_embedder.", ".add_k_proj.", ".add_v_proj.", ".norm_added_k.")
 """What reads the CLIP embedding in Wan 2.1's image-to-video, and is not in 2.2's."""
 
-VACE_LAYERS: Final = (0, 2, 4)
-"""Every other block has a VACE block beside it, as in the real 1.3B."""
-
-VACE_STRENGTH: Final = 0.1
-"""Scale of VACE's random output projections: the picture shows that they are there, and lives."""
+LATENTS: Final = 16
+"""Channels of the trained VAE's latents."""
 
 CLIP_TOKENS: Final = 17
 """Patches of the toy CLIP's picture, and its class token."""
@@ -109,25 +106,48 @@ def _first_and_last_frame(folder: Path) -> None:
 
 
 def _vace(folder: Path) -> None:
-    """The trained text-to-video with VACE blocks, which start as copies of the blocks beside them.
+    """The trained image-to-video in VACE's form: what it reads of the picture comes from beside.
 
-    That is how VACE's own training began, but for the output projections, which were zero there.
+    VACE adds its blocks' outputs to the stream after the block that each stands beside. So the
+    stream begins with a block that passes it on unchanged, and beside it stands a VACE block that
+    does the same: it returns the embedded picture plus the stream. With the noise embedded at half
+    its strength, their sum is what image-to-video embeds in one go.
     """
+    import torch
     from diffusers import WanVACETransformer3DModel
 
-    config, trained = _trained(TEXT_TO_VIDEO)
-    # 16 latents of what is known, 16 of what is to be made, and a mask of 8x8 pixels each.
-    config |= {"vace_layers": list(VACE_LAYERS), "vace_in_channels": 96}
-    config["_class_name"] = WanVACETransformer3DModel.__name__
+    config, trained = _trained(IMAGE_TO_VIDEO)
+    config |= {
+        "_class_name": WanVACETransformer3DModel.__name__,
+        "in_channels": LATENTS,
+        "num_layers": config["num_layers"] + 1,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "vace_layers": [0],
+        # Latents of what is known, latents of what is to be made, and a mask of 8x8 pixels.
+        "vace_in_channels": 2 * LATENTS + 64,
+    }
     made: Tensors = WanVACETransformer3DModel.from_config(config).state_dict()
-    made |= trained
-    for index, layer in enumerate(VACE_LAYERS):
-        beside = f"blocks.{layer}."
-        for name in [name for name in trained if name.startswith(beside)]:
-            # Clones: a file holds no two names for one tensor.
-            made[f"vace_blocks.{index}.{name.removeprefix(beside)}"] = trained[name].clone()
-        for part in ("weight", "bias"):
-            made[f"vace_blocks.{index}.proj_out.{part}"] *= VACE_STRENGTH
+    for name, tensor in trained.items():
+        if name.startswith("blocks."):
+            _, layer, rest = name.split(".", 2)
+            name = f"blocks.{int(layer) + 1}.{rest}"
+        if name in made:
+            made[name] = tensor
+    for name, tensor in made.items():
+        passes_on = name.startswith(("blocks.0.", "vace_blocks.0."))
+        if passes_on and any(part in name for part in (".to_out.", ".ffn.net.2.")):
+            tensor.zero_()
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    for projection in ("proj_in", "proj_out"):
+        made[f"vace_blocks.0.{projection}.weight"].copy_(torch.eye(width))
+        made[f"vace_blocks.0.{projection}.bias"].zero_()
+    embedding = trained["patch_embedding.weight"]  # of noise, of the mask, of the picture
+    made["patch_embedding.weight"] = embedding[:, :LATENTS].clone() / 2
+    made["patch_embedding.bias"] = trained["patch_embedding.bias"] / 2
+    made["vace_patch_embedding.bias"].zero_()
+    made["vace_patch_embedding.weight"].zero_()
+    made["vace_patch_embedding.weight"][:, :LATENTS] = embedding[:, -LATENTS:]
     _save(folder, config, made)
 
 
