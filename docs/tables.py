@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from wan_worker import errors  # noqa: E402
-from wan_worker.catalog import EXTRAS, MODELS, components_of, stored_bytes  # noqa: E402
+from wan_worker.catalog import EXTRAS, MODELS, Model, components_of, stored_bytes  # noqa: E402
 from wan_worker.plan import WORKING_BYTES  # noqa: E402
 
 README = ROOT / "README.md"
@@ -97,10 +97,17 @@ def models_table() -> str:
             )
         lines.append(
             f"| `{model.id}` | `{model.wan_task}` | {takes} | {width}x{height}, "
-            f"{model.native_frames} frames, {model.fps} fps | {model.max_pixels:,} pixels a frame, "
+            f"{model.native_frames} frames, {model.fps} fps, {model.steps} steps, "
+            f"guidance {guidance(model)} | {model.max_pixels:,} pixels a frame, "
             f"{model.max_frames} frames |"
         )
     return "\n".join(lines)
+
+
+def guidance(model: Model) -> str:
+    """Its own guidance scale, or one for each of two experts."""
+    second = "" if model.guidance_scale_2 is None else f" and {model.guidance_scale_2}"
+    return f"{model.guidance_scale}{second}"
 
 
 def weights_table() -> str:

@@ -30,7 +30,8 @@ class Mutant:
 
 
 GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py"
-MEANING = "tests/test_meaning.py"
+CONDITIONS = "src/wan_worker/conditions.py"
+MEANING, MODELS = "tests/test_meaning.py", "tests/test_models.py"
 
 MUTANTS = (
     Mutant(
@@ -84,10 +85,38 @@ MUTANTS = (
     ),
     Mutant(
         "image conditioning dropped",
-        GENERATE,
-        'extra = {} if image is None else {"image": image}',
-        'extra = {} if image is None else {"image": image.point(lambda level: 127)}',
+        CONDITIONS,
+        'extra = {"image": references.first}',
+        'extra = {"image": references.first.point(lambda level: 127)}',
         f"{MEANING}::test_a_video_begins_with_its_image_and_goes_on_as_the_prompt_says",
+    ),
+    Mutant(
+        "last image dropped",
+        CONDITIONS,
+        '"last_image": references.last}',
+        '"last_image": references.first}',
+        f"{MODELS}::test_the_last_frames_are_the_last_images",
+    ),
+    Mutant(
+        "VACE's picture in the wrong place",
+        CONDITIONS,
+        "((0, references.first), (-1, references.last))",
+        "((0, references.last), (-1, references.first))",
+        f"{MODELS}::test_vaces_clip_begins_or_ends_with_its_picture",
+    ),
+    Mutant(
+        "strength ignored",
+        PIPELINES,
+        "if plan.steps_taken < plan.num_inference_steps:",
+        "if False:",
+        f"{MODELS}::test_an_image_stays_closer_to_its_picture_at_a_lower_strength",
+    ),
+    Mutant(
+        "one expert does all",
+        PIPELINES,
+        "= model.boundary_ratio",
+        "= 0.0",
+        f"{MODELS}::test_the_high_noise_expert_begins_and_the_low_noise_expert_ends",
     ),
     Mutant(
         "seed ignored",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from tests.media import path_of, read
 from tests.test_job import codes, data_uri, sha256_of
 from tests.test_meaning import PROMPT, drawn, psnr
 from wan_worker import job as jobs
+from wan_worker import plan, request, weights
 from wan_worker.catalog import MODELS, Model
+from wan_worker.conditions import known_frames, noised
 from wan_worker.progress import Control
+from wan_worker.references import References
 from wan_worker.settings import Settings
 
 Make = Callable[..., Answer]
@@ -144,8 +148,8 @@ def test_two_equal_experts_make_what_one_makes(make: Make) -> None:
 
 def test_each_expert_has_its_own_guidance(make: Make) -> None:
     native = make(model="wan2.2-t2v-a14b", num_inference_steps=6)
-    plan = native["metadata"]["plan"]
-    assert (plan["guidance_scale"], plan["guidance_scale_2"]) == (4.0, 3.0)
+    ran = native["metadata"]["plan"]
+    assert (ran["guidance_scale"], ran["guidance_scale_2"]) == (4.0, 3.0)
     other = make(model="wan2.2-t2v-a14b", num_inference_steps=6, guidance_scale_2=9.0)
     assert other["metadata"]["plan"]["guidance_scale_2"] == 9.0
     assert sha256_of(other) != sha256_of(native)
@@ -165,20 +169,15 @@ def test_the_last_frames_are_the_last_images(make: Make, model_id: str) -> None:
 
 
 def test_vaces_clip_is_known_at_its_ends_and_grey_between() -> None:
-    from types import SimpleNamespace
-
-    from wan_worker.conditions import known_frames
-    from wan_worker.references import References
-
-    plan: Any = SimpleNamespace(generated_size=(32, 16), generated_frames=9)
+    planned: Any = SimpleNamespace(generated_size=(32, 16), generated_frames=9)
     red, blue = (Image.new("RGB", (32, 16), colour) for colour in ("red", "blue"))
-    video, mask = known_frames(plan, References(red, blue))
+    video, mask = known_frames(planned, References(red, blue))
     assert video.shape == mask.shape == (1, 9, 3, 16, 32)
     assert video[0, 0, :, 5, 5].tolist() == [1, 0, 0]
     assert video[0, 8, :, 5, 5].tolist() == [0, 0, 1]
     assert video[0, 1:8].unique().tolist() == [0.5]
     assert mask[0, :, 0, 0, 0].tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 0]
-    only_last = known_frames(plan, References(None, blue))[1]
+    only_last = known_frames(planned, References(None, blue))[1]
     assert only_last[0, :, 0, 0, 0].tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 0]
 
 
@@ -263,6 +262,28 @@ def test_an_image_from_an_image_takes_its_share_of_the_steps(
     )
     assert "error" not in answer
     assert len(calls) == 3
+
+
+def test_a_batch_of_images_from_one_picture_has_a_noise_of_its_own_for_each(
+    every_worker: jobs.Worker,
+) -> None:
+    import torch
+
+    fields = {k: v for k, v in QUICK.items() if k != "num_frames"}
+    fields |= {"mode": "image", "image_url": square(26), "num_outputs": 2, "strength": 0.5}
+    asked = request.parse({"input": fields | {"size": "96x64"}}, every_worker.contract)
+    here = weights.installed(every_worker.settings.models_dir)
+    planned = plan.make(asked, every_worker.hardware, here)
+    pipeline = every_worker.pool.pipeline(planned, here[planned.model.id], lambda: None)
+    red = Image.fromarray(drawn((220, 30, 30), 26))
+
+    def generators(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+    both = noised(pipeline, planned, red, generators(7, 8))
+    assert both.shape == (2, 16, 1, 8, 12)
+    assert not torch.equal(both[0], both[1])
+    assert torch.equal(both[1:], noised(pipeline, planned, red, generators(8)))
 
 
 def test_an_image_from_an_image_takes_its_shape_and_its_presets_area(make: Make) -> None:
