@@ -23,6 +23,7 @@ from wan_worker.adapters import Lora
 from wan_worker.errors import Unsupported
 from wan_worker.lora_store import LoraFile
 from wan_worker.progress import Control
+from wan_worker.references import References
 
 Serve = Callable[..., Answer]
 State = dict[str, torch.Tensor]
@@ -118,7 +119,7 @@ def latents(worker: jobs.Worker, *files: LoraFile, **changes: Any) -> torch.Tens
     pipeline = build(worker, planned)
     with lora.applied(pipeline, files):
         embeds, negative, _ = generate.encode_prompts(pipeline, planned)
-        return generate.denoise(pipeline, planned, embeds, negative, None, Control())
+        return generate.denoise(pipeline, planned, embeds, negative, References(), Control())
 
 
 def snapshot(expert: torch.nn.Module) -> list[Any]:

@@ -23,6 +23,7 @@ from wan_worker import generate, job
 from wan_worker.measure import Measured, measure
 from wan_worker.outputs import Output
 from wan_worker.progress import Control
+from wan_worker.references import References
 
 Serve = Callable[..., Answer]
 
@@ -187,7 +188,7 @@ def test_a_seeds_content_survives_a_batch(worker: job.Worker) -> None:
         """Denoised in one call."""
         batch = replace(planned, outputs=outputs)
         embeds, negative, _ = generate.encode_prompts(pipeline, batch)
-        made = generate.denoise(pipeline, batch, embeds, negative, None, Control())
+        made = generate.denoise(pipeline, batch, embeds, negative, References(), Control())
         return [torch.cat(list(generate.decode(pipeline.vae, x[None]))).numpy() for x in made]
 
     [alone] = clips(Output(PROMPT, 1))
