@@ -29,6 +29,7 @@ class Mutant:
     tests: str
 
 
+FILM = "src/wan_worker/film.py"
 GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py"
 CONDITIONS = "src/wan_worker/conditions.py"
 MEANING, MODELS = "tests/test_meaning.py", "tests/test_models.py"
@@ -124,6 +125,20 @@ MUTANTS = (
         "manual_seed(output.seed)",
         "manual_seed(0)",
         "tests/test_generate.py::test_every_setting_reaches_the_latents",
+    ),
+    Mutant(
+        "a segment from the wrong frame",
+        FILM,
+        "Image.fromarray(chunk[-1])",
+        "Image.fromarray(chunk[0])",
+        f"{MEANING}::test_a_long_video_goes_on_moving_through_its_seams",
+    ),
+    Mutant(
+        "a frame delivered twice at a seam",
+        FILM,
+        "fresh = chunk[1:] if repeats_first else chunk",
+        "fresh = chunk",
+        "tests/test_film.py::test_a_long_video_has_exactly_the_frames_asked_for_in_one_file",
     ),
     Mutant(
         "a batch of one seed",

@@ -12,14 +12,15 @@ import pytest
 from tests.conftest import QUICK, Answer, error_of
 from tests.media import path_of, read
 from tests.test_job import break_pipeline, codes, picture, sha256_of
+from wan_worker import artifact, generate, plan, storage
 from wan_worker import job as jobs
-from wan_worker import plan, storage
 from wan_worker.errors import (
     DeadlineExceeded,
     EncodeFailed,
     GenerationFailed,
     StorageFailed,
 )
+from wan_worker.pipelines import Pool
 from wan_worker.progress import Control
 
 Serve = Callable[..., Answer]
@@ -129,8 +130,8 @@ def test_a_batch_is_denoised_in_one_call(
         counts.append(len(batch.outputs))
         return denoise(pipeline, batch, *rest)
 
-    denoise = jobs.generate.denoise
-    monkeypatch.setattr(jobs.generate, "denoise", counted)
+    denoise = generate.denoise
+    monkeypatch.setattr(generate, "denoise", counted)
     serve({"num_outputs": 3})
     together(2)
     serve({"num_outputs": 3})
@@ -141,7 +142,7 @@ def test_a_prompt_is_encoded_once_however_many_outputs_share_it(
     worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = []
-    pipeline_of = jobs.Pool.pipeline
+    pipeline_of = Pool.pipeline
 
     def listening(*args: Any) -> Any:
         pipeline = pipeline_of(*args)
@@ -155,7 +156,7 @@ def test_a_prompt_is_encoded_once_however_many_outputs_share_it(
         pipeline.encode_prompt = note
         return pipeline
 
-    monkeypatch.setattr(jobs.Pool, "pipeline", listening)
+    monkeypatch.setattr(Pool, "pipeline", listening)
     request = QUICK | {"prompt": ["a cat", "a dog", "a cat"]}
     assert "error" not in jobs.run({"id": "e", "input": request}, worker, Control())
     # And the negative prompt once.
@@ -227,11 +228,11 @@ def test_a_failure_names_its_output_and_delivers_those_before_it(
     code: str,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.generate, "denoise", failing_at(3, error, jobs.generate.denoise))
+        patch.setattr(generate, "denoise", failing_at(3, error, generate.denoise))
         failed = error_of(serve({"num_outputs": 4}))
     assert (failed["code"], failed["stage"]) == (code, "denoise")
     assert failed["message"].startswith("Output 3 of 4: ")
-    assert failed["message"].endswith("(2 finished file(s): see job-1/manifest.json)")
+    assert failed["message"].endswith("(2 file(s) saved: see job-1/manifest.json)")
     folder = worker.settings.output_dir / "job-1"
     assert files(folder) == ["0.mp4", "1.mp4", "manifest.json"]
     record = manifest(folder)
@@ -245,8 +246,8 @@ def test_a_failure_names_its_output_and_delivers_those_before_it(
 def test_a_file_that_fails_its_check_is_not_among_the_finished(
     serve: Serve, worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = failing_at(2, EncodeFailed("does not decode"), jobs.artifact.check)
-    monkeypatch.setattr(jobs.artifact, "check", broken)
+    broken = failing_at(2, EncodeFailed("does not decode"), artifact.check)
+    monkeypatch.setattr(artifact, "check", broken)
     failed = error_of(serve({"num_outputs": 2}))
     assert (failed["code"], failed["stage"]) == ("ENCODE_FAILED", "check")
     assert failed["message"].startswith("Output 2 of 2: ")
@@ -257,7 +258,7 @@ def test_a_failure_at_the_first_output_leaves_nothing(
     serve: Serve, worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for count, message in ((2, "Output 1 of 2: NaN"), (1, "NaN")):
-        monkeypatch.setattr(jobs.generate, "denoise", break_pipeline(GenerationFailed("NaN")))
+        monkeypatch.setattr(generate, "denoise", break_pipeline(GenerationFailed("NaN")))
         assert error_of(serve({"num_outputs": count}))["message"] == message
     assert files(worker.settings.output_dir) == []
 
@@ -265,8 +266,8 @@ def test_a_failure_at_the_first_output_leaves_nothing(
 def test_what_was_to_go_into_the_response_is_kept_on_disk(
     serve: Serve, worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = failing_at(2, GenerationFailed("NaN"), jobs.generate.denoise)
-    monkeypatch.setattr(jobs.generate, "denoise", broken)
+    broken = failing_at(2, GenerationFailed("NaN"), generate.denoise)
+    monkeypatch.setattr(generate, "denoise", broken)
     failed = error_of(serve({"num_outputs": 2, "response_format": "base64"}))
     assert "OUTPUT_DIR" in failed["message"]
     assert files(worker.settings.output_dir / "job-1") == ["0.mp4", "manifest.json"]
@@ -295,9 +296,9 @@ def test_a_deadline_in_the_upload_does_not_cost_the_files(
 def test_where_nothing_takes_the_files_the_error_is_still_the_jobs_own(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = failing_at(2, GenerationFailed("NaN"), jobs.generate.denoise)
+    broken = failing_at(2, GenerationFailed("NaN"), generate.denoise)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.generate, "denoise", broken)
+        patch.setattr(generate, "denoise", broken)
         patch.setattr(storage, "put", break_pipeline(StorageFailed("no")))
         assert error_of(serve({"num_outputs": 2}))["message"] == "Output 2 of 2: NaN"
     assert "error" not in serve()
@@ -311,7 +312,7 @@ def test_cancel_between_and_within_outputs_leaves_nothing_and_the_next_job_passe
 
     def cancel_in_the_second() -> None:
         event = control.latest
-        if event.stage == stage and event.part is not None and event.part.first == 2:
+        if event.stage == stage and [part.first for part in event.parts] == [2]:
             control.cancel()
 
     control._notify = cancel_in_the_second

@@ -4,6 +4,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,36 @@ def test_cancel_ends_a_hung_ffmpeg(tmp_path: Path) -> None:
         )  # fmt: skip
     timer.join()
     assert time.monotonic() - started < 30  # of 60
+
+
+@pytest.mark.parametrize("made", [1, 9, 17])
+def test_frames_that_end_early_make_a_shorter_file_where_that_is_allowed(
+    tmp_path: Path, made: int
+) -> None:
+    target, wanted = tmp_path / "0.mp4", replace(spec(17), may_end_early=True)
+    assert encode.write(chunks(ramp(made)), target, wanted, Control(), FFMPEG) == made
+    assert read(target).frames.shape[0] == made
+    with pytest.raises(EncodeFailed):
+        encode.write(iter(()), target, wanted, Control(), FFMPEG)
+    assert not target.exists()
+
+
+def test_a_deadline_while_the_next_frames_are_made_leaves_the_file_to_who_makes_them(
+    tmp_path: Path,
+) -> None:
+    now = 0.0
+    control = Control(10, clock=lambda: now)
+
+    def late() -> Iterator[Pixels]:
+        nonlocal now
+        yield ramp(5)
+        now = 11.0
+        time.sleep(0.5)  # longer than the watchdog's round
+        control.extend(10)
+
+    wanted = replace(spec(9), may_end_early=True)
+    assert encode.write(late(), tmp_path / "0.mp4", wanted, control, FFMPEG) == 5
+    assert read(tmp_path / "0.mp4").frames.shape[0] == 5
 
 
 def test_a_failing_source_leaves_neither_file_nor_process(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.conftest import QUICK, Answer, error_of
 from tests.media import path_of, read
-from wan_worker import choose, storage, tiny
+from wan_worker import choose, encode, generate, storage, tiny
 from wan_worker import job as jobs
 from wan_worker.catalog import MODELS
 from wan_worker.errors import EncodeFailed
@@ -293,7 +293,7 @@ def test_a_fault_has_its_code_and_the_next_job_succeeds(
     serve: Serve, error: BaseException, code: str, refresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.generate, "denoise", break_pipeline(error))
+        patch.setattr(generate, "denoise", break_pipeline(error))
         answer = serve()
     assert error_of(answer)["code"] == code
     assert answer.get("refresh_worker", False) is refresh
@@ -451,7 +451,7 @@ def test_a_decode_that_fails_midway_is_closed_before_the_next_job(
         raise EncodeFailed("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.encode, "write", fail_midway)
+        patch.setattr(encode, "write", fail_midway)
         assert error_of(serve())["code"] == "ENCODE_FAILED"
     assert inspect.getgeneratorstate(sources[0]) == inspect.GEN_CLOSED
     assert sha256_of(serve()) == baseline
@@ -467,7 +467,7 @@ def test_a_failed_jobs_tensors_are_free_before_the_next(
         raise EncodeFailed("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.generate, "denoise", fail_after)
+        patch.setattr(generate, "denoise", fail_after)
         serve()
     gc.collect()
     assert alive[0]() is None

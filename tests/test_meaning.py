@@ -19,7 +19,8 @@ from tests.conftest import Answer
 from tests.media import path_of, read, read_gif
 from tests.test_generate import build, make_plan
 from tests.test_job import data_uri
-from wan_worker import generate, job
+from wan_worker import chain, choose, generate, job
+from wan_worker.catalog import MODELS
 from wan_worker.measure import Measured, measure
 from wan_worker.outputs import Output
 from wan_worker.progress import Control
@@ -45,9 +46,11 @@ def video(serve: Serve, prompt: str, **changes: Any) -> NDArray[np.uint8]:
     return read(path_of(answer["assets"][0]["url"])).frames
 
 
-def drawn(colour: tuple[int, int, int], x: int, y: int = 32) -> NDArray[np.uint8]:
-    """A square of 24 pixels on white, its centre at (x, y), in a picture of 96x64."""
-    pixels = np.full((64, 96, 3), 245, np.uint8)
+def drawn(
+    colour: tuple[int, int, int], x: int, y: int = 32, shape: tuple[int, int] = (64, 96)
+) -> NDArray[np.uint8]:
+    """A square of 24 pixels on white, its centre at (x, y), in a picture of [height, width]."""
+    pixels = np.full((*shape, 3), 245, np.uint8)
     pixels[y - 12 : y + 12, x - 12 : x + 12] = colour
     return pixels
 
@@ -177,6 +180,28 @@ def test_a_lora_draws_what_the_model_can_not(serve: Serve, prompt: str, backgrou
 def test_a_lora_leaves_what_it_was_not_trained_for(serve: Serve) -> None:
     found = measure(video(serve, PROMPT, loras=[{"source": "cyan"}]))
     assert said(found) == ("red", "circle", "right", "white")
+
+
+@pytest.mark.parametrize("with_image", [False, True], ids=["text", "image"])
+def test_a_long_video_goes_on_moving_through_its_seams(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, with_image: bool
+) -> None:
+    for module in (choose, chain):  # models trained on nine frames: three segments
+        short = {name: replace(model, native_frames=9) for name, model in MODELS.items()}
+        monkeypatch.setattr(module, "MODELS", short)
+    first = drawn((220, 30, 30), 32, 26, (96, 64))
+    start = {"image_url": data_uri(Image.fromarray(first))} if with_image else {}
+    words = "a red square moving down on a white background"
+    frames = video(serve, words, size="64x96", num_frames=25, **start)
+    found = measure(frames)
+    ys = [point[1] for point in found.track if point is not None]
+    assert (len(frames), len(ys)) == (25, 25)
+    assert (found.colour, found.motion, found.background) == ("red", "down", "white")
+    assert ys[-1] - ys[0] > 24
+    steps = [after - before for before, after in pairwise(ys)]
+    assert min(steps) > -0.5
+    # Between the segments it moves as it does within them: no jump, no frame that comes twice.
+    assert all(0.3 < steps[seam] < 4 for seam in (8, 16))
 
 
 def test_a_seeds_content_survives_a_batch(worker: job.Worker) -> None:

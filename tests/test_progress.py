@@ -179,14 +179,14 @@ def test_an_events_public_form_holds_only_what_is_known() -> None:
 
 def test_a_report_says_which_of_several_outputs_it_is_about() -> None:
     control = Control()
-    control.part = Part("output", 2, 2, 4)
+    control.parts = (Part("output", 2, 2, 4),)
     control.enter("denoise")
     assert control.latest.public()["message"] == "denoise, output 2 of 4"
     control.step(3, 10)
     public = control.latest.public()
     assert (public["output"], public["outputs"], public["step"]) == (2, 4, 3)
     assert public["message"] == "denoise, output 2 of 4: step 3 of 10"
-    control.part = Part("output", 1, 4, 4)
+    control.parts = (Part("output", 1, 4, 4),)
     control.step(4, 10)
     assert control.latest.public()["message"] == "denoise, outputs 1 to 4 of 4: step 4 of 10"
 

@@ -17,7 +17,7 @@ from tests.test_generate import make_plan
 from tests.test_job import codes, picture, sha256_of
 from tests.test_meaning import CLIP, said
 from tests.test_pipelines import CountingLoad
-from wan_worker import contract, pipelines, plan, prompt, request, tiny, weights
+from wan_worker import contract, generate, pipelines, plan, prompt, request, tiny, weights
 from wan_worker import job as jobs
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.components import ENHANCER, enhancer
@@ -131,11 +131,11 @@ def test_a_failed_jobs_manifest_has_the_prompt_that_made_its_files(
 ) -> None:
     write, written = jobs.encode.write, []
 
-    def fail_second(*args: Any) -> None:
+    def fail_second(*args: Any) -> int:
         if written:
             raise EncodeFailed("broken")
         written.append(args)
-        write(*args)
+        return write(*args)
 
     monkeypatch.setattr(jobs.encode, "write", fail_second)
     asked = QUICK | ENHANCED | {"num_outputs": 2}
@@ -229,13 +229,13 @@ def test_after_a_failure_its_memory_is_free(
 
     fresh, freed = with_pool(worker), []
     monkeypatch.setattr(Qwen2ForCausalLM, "generate", run_out)
-    build = jobs.generate.encode_prompts
+    build = generate.encode_prompts
 
     def then(*args: Any) -> Any:
         freed.append(alive[0]() is None)
         return build(*args)
 
-    monkeypatch.setattr(jobs.generate, "encode_prompts", then)
+    monkeypatch.setattr(generate, "encode_prompts", then)
     answer = jobs.run({"id": "oom", "input": QUICK | ENHANCED}, fresh, Control())
     assert "not enough memory" in warning(answer)
     assert freed == [True]
@@ -401,13 +401,13 @@ def test_where_memory_is_short_it_is_gone_before_anything_is_denoised(
     short = with_pool(worker, memory_bytes=int(needed / plan.CPU_WEIGHT_SHARE) + 10)
     monkeypatch.setattr(prompt, "CHAT_BYTES", 0)
     loaded = []
-    denoise = jobs.generate.denoise
+    denoise = generate.denoise
 
     def watched(*args: Any) -> Any:
         loaded.append(short.pool.loaded)
         return denoise(*args)
 
-    monkeypatch.setattr(jobs.generate, "denoise", watched)
+    monkeypatch.setattr(generate, "denoise", watched)
     for job_id in ("first", "second"):
         answer = jobs.run({"id": job_id, "input": QUICK | ENHANCED}, short, Control())
         assert answer["metadata"]["prompt"] == REWRITTEN

@@ -36,12 +36,13 @@ ORDER = [
         "choose",
         "hardware",
         "plan",
+        "chain",
         "progress",
     ),
     *("addresses", "net", "images", "references", "measure"),
     *("tensors", "weights", "lora_store", "tiny", "rrdbnet", "hub", "download", "judge", "prompt"),
-    *("pipelines", "lora", "conditions"),
-    *("generate", "upscale", "encode", "containers", "artifact"),
+    *("pipelines", "lora", "conditions", "generate", "film", "upscale", "encode", "containers"),
+    *("artifact", "clips"),
     *("storage", "response", "delivery", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}

@@ -35,8 +35,8 @@ MAX_PROMPT_TOKENS: Final = 512
 """umT5 context length of every Wan model (``text_len`` in wan/configs/shared_config.py)."""
 
 MAX_WORK: Final = 1280 * 720 * 161 * 50
-"""Pixels x frames x steps beyond which a job is refused before anything is loaded: 50 steps of the
-largest clip, about an hour of one H100 on a 14B model."""
+"""Pixels x frames x steps x outputs beyond which a job is refused before anything is loaded: 50
+steps of the largest clip, about an hour of one H100 on a 14B model. For each segment of a video."""
 
 NEGATIVE_PROMPT: Final = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"

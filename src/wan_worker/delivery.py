@@ -88,8 +88,9 @@ def rescued(
         yield
     except (Exception, SystemExit) as problem:  # noqa: BLE001 (every one is raised again)
         error = problem if isinstance(problem, WorkerError) else classify(problem)
-        if control.part is not None:
-            error.message = f"{str(control.part).capitalize()}: {error.message}"
+        if control.parts:
+            where = ", ".join(map(str, control.parts)).capitalize()
+            error.message = f"{where}: {error.message}"
         if made and not isinstance(error, Canceled | OutputTooLarge):
             error.message += _save(made, asked, planned, to, output_dir, control, error)
         raise error from None
@@ -106,7 +107,7 @@ def _save(
 ) -> str:
     """Deliver or keep what a failed job has finished; says where, to follow the error's message."""
     control.extend(RESCUE_SECONDS)
-    name, count = storage.job_folder(asked.job_id), f"{len(made)} finished file(s)"
+    name, count = storage.job_folder(asked.job_id), f"{len(made)} file(s)"
     refused = isinstance(error, StorageFailed) or isinstance(to, Inline)
     for place in [Folder(output_dir)] if refused else [to, Folder(output_dir)]:
         try:
@@ -116,7 +117,7 @@ def _save(
         else:
             log.warning("job %s: %s saved in %s", name, count, type(place).__name__)
             where = f"{name}/{storage.MANIFEST}"
-            return f" ({count}: see {where}{'' if place is to else ' in OUTPUT_DIR'})"
+            return f" ({count} saved: see {where}{'' if place is to else ' in OUTPUT_DIR'})"
     return ""
 
 

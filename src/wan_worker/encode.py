@@ -63,6 +63,8 @@ class Spec:
     height: int
     num_frames: int
     fps: int | None
+    may_end_early: bool = False
+    """Fewer frames, but at least one, make a shorter file and not an error."""
 
 
 def find_ffmpeg() -> str:
@@ -93,27 +95,32 @@ def find_ffmpeg() -> str:
 
 def write(
     frames: Iterable["Frames"], target: Path, spec: Spec, control: Control, ffmpeg: str
-) -> None:
+) -> int:
     """Encode every frame into ``target``.
 
     Args:
         frames: uint8 [n, height, width, 3] chunks, ``spec.num_frames`` in all.
+
+    Returns:
+        The number of frames written.
 
     Raises:
         EncodeFailed: ffmpeg died, hung, or the frames are not what ``spec`` says.
         DiskFull: there is no room for the file.
     """
     _check_room(target, spec)
+    counted = _Counted(frames, spec)
     try:
         if spec.fps is not None:
-            _write_video(_counted(frames, spec), target, spec, control, ffmpeg)
+            _write_video(iter(counted), target, spec, control, ffmpeg)
         else:
-            _write_image(_counted(frames, spec), target, spec)
+            _write_image(iter(counted), target, spec)
     except BaseException as error:
         target.unlink(missing_ok=True)
         if is_disk_full(error):
             raise DiskFull("The disk filled up while the file was written") from error
         raise
+    return counted.count
 
 
 def _video_command(ffmpeg: str, target: Path, spec: Spec) -> list[str]:
@@ -197,7 +204,7 @@ def _write_video(
         with _watched(process, control) as writing:
             assert process.stdin is not None  # noqa: S101 (asked for above; for the type checker)
             try:
-                for chunk in frames:
+                for chunk in writing.between(frames):
                     with writing():
                         process.stdin.write(chunk.data.cast("B"))
                 with writing():
@@ -224,6 +231,8 @@ def _watched(process: "subprocess.Popen[bytes]", control: Control) -> Iterator["
 
     def watch() -> None:
         while not finished.wait(0.2):
+            if writing.making:  # where frames are made is where the job is stopped
+                continue
             try:
                 control.check()
             except WorkerError:
@@ -253,6 +262,17 @@ class _Writing:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self.making = False
+        """Whether ffmpeg waits for us, and not we for it."""
+
+    def between(self, frames: Iterator["Frames"]) -> Iterator["Frames"]:
+        """The same frames; ``making`` while the next one is made."""
+        self.making = True
+        for chunk in frames:
+            self.making = False
+            yield chunk
+            self.making = True
+        self.making = False
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -296,21 +316,29 @@ def _write_image(frames: Iterator["Frames"], target: Path, spec: Spec) -> None:
         raise EncodeFailed(f"The {spec.format} could not be written") from error
 
 
-def _counted(frames: Iterable["Frames"], spec: Spec) -> Iterator["Frames"]:
+class _Counted:
     """The same chunks, each of the right shape, and neither more nor fewer than asked."""
-    count = 0
-    for chunk in frames:
-        if chunk.shape[1:] != (spec.height, spec.width, 3) or chunk.dtype.name != "uint8":
+
+    def __init__(self, frames: Iterable["Frames"], spec: Spec) -> None:
+        self._frames, self._spec = frames, spec
+        self.count = 0
+
+    def __iter__(self) -> Iterator["Frames"]:
+        spec = self._spec
+        for chunk in self._frames:
+            if chunk.shape[1:] != (spec.height, spec.width, 3) or chunk.dtype.name != "uint8":
+                raise EncodeFailed(
+                    f"A frame is {chunk.dtype.name} {chunk.shape[1:]}, not uint8 "
+                    f"{(spec.height, spec.width, 3)}"
+                )
+            self.count += len(chunk)
+            if self.count > spec.num_frames:
+                raise EncodeFailed(f"More frames than the {spec.num_frames} asked for")
+            yield chunk
+        if self.count == 0 or (self.count < spec.num_frames and not spec.may_end_early):
             raise EncodeFailed(
-                f"A frame is {chunk.dtype.name} {chunk.shape[1:]}, not uint8 "
-                f"{(spec.height, spec.width, 3)}"
+                f"{self.count} frames were made, not the {spec.num_frames} asked for"
             )
-        count += len(chunk)
-        if count > spec.num_frames:
-            raise EncodeFailed(f"More frames than the {spec.num_frames} asked for")
-        yield chunk
-    if count != spec.num_frames:
-        raise EncodeFailed(f"{count} frames were made, not the {spec.num_frames} asked for")
 
 
 _BYTES_PER_PIXEL: Final = {"mp4": 0.5, "webm": 0.25, "gif": 1.5}

@@ -133,18 +133,25 @@ def frames(
     Yields:
         uint8 [n, height, width, 3]: one frame first, then up to four at a time.
     """
+    made, total = 0, latents.shape[2]
+    for index, chunk in enumerate(decode(vae, latents)):
+        chunk = chunk[: plan.num_frames - made]
+        made += len(chunk)
+        yield cropped(chunk.cpu().numpy(), plan)
+        control.step(index + 1, total)
+        if made == plan.num_frames:
+            return
+
+
+def cropped(frames: "Frames", plan: Plan) -> "Frames":
+    """The centre of generated frames, at the plan's size, contiguous."""
+    import numpy as np
+
     if plan.size is None:
         raise ValueError("the size is not known before the image is")
     width, height = plan.size
     left, top = (plan.generated_size[0] - width) // 2, (plan.generated_size[1] - height) // 2
-    made, total = 0, latents.shape[2]
-    for index, chunk in enumerate(decode(vae, latents)):
-        chunk = chunk[: plan.num_frames - made, top : top + height, left : left + width]
-        made += len(chunk)
-        yield chunk.contiguous().cpu().numpy()
-        control.step(index + 1, total)
-        if made == plan.num_frames:
-            return
+    return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
 
 
 def decode(vae: Any, latents: "torch.Tensor") -> Iterator["torch.Tensor"]:

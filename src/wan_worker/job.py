@@ -14,21 +14,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wan_worker import (
-    artifact,
     callback,
+    chain,
+    clips,
     contract,
     delivery,
     encode,
-    generate,
     hardware,
-    lora,
     lora_store,
     net,
     plan,
@@ -37,11 +36,11 @@ from wan_worker import (
     request,
     response,
     storage,
-    upscale,
     weights,
 )
 from wan_worker.artifact import Artifact
 from wan_worker.catalog import MODELS, Installed
+from wan_worker.clips import Studio
 from wan_worker.components import Component, enhancer
 from wan_worker.contract import Contract
 from wan_worker.errors import (
@@ -55,17 +54,11 @@ from wan_worker.errors import (
 )
 from wan_worker.faults import classify
 from wan_worker.hardware import Hardware
-from wan_worker.lora_store import LoraFile
 from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
-from wan_worker.progress import Control, Part
-from wan_worker.references import References
+from wan_worker.progress import Control
 from wan_worker.request import Request
-from wan_worker.rrdbnet import Network
 from wan_worker.settings import Settings
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -173,89 +166,15 @@ def _serve(
     ):
         control.enter("queue")
         with _exclusive(worker.gpu, control):
-            planned = _make(planned, pictures, files, folder, made, worker, control)
+            here = _installed(worker)
+            studio = Studio(
+                worker.pool, worker.hardware, here, _extras(worker), files, worker.ffmpeg, folder
+            )
+            planned = clips.make(planned, pictures, studio, made, control)
         control.enter("upload")
         stored = delivery.deliver(made, asked, planned, destination, control)
         control.close_stage()
     return response.completed(asked, planned, stored, control)
-
-
-def _make(
-    planned: Plan,
-    pictures: References,
-    files: tuple[LoraFile, ...],
-    folder: Path,
-    made: list[Artifact],
-    worker: Worker,
-    control: Control,
-) -> Plan:
-    """The part that needs the GPU: from a plan to checked files, each of which goes into ``made``.
-
-    Returns:
-        The plan with the notices that came up on the way.
-    """
-    control.enter("load")
-    here = _installed(worker)[planned.model.id]
-    pipeline = worker.pool.pipeline(planned, here, control.check)
-    network = worker.pool.upscaler(planned, _extras(worker))
-    with lora.applied(pipeline, files) as fits:
-        planned = _with_loras(planned, files, fits)
-        control.enter("prompt")
-        embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
-        count = len(planned.outputs)
-        for first in range(0, count, planned.batch_size):
-            rows = slice(first, min(first + planned.batch_size, count))
-            control.part = _part(rows.start, rows.stop, count)
-            control.enter("denoise")
-            batch = replace(planned, outputs=planned.outputs[rows])
-            latents = generate.denoise(
-                pipeline, batch, embeds[rows], negative_embeds, pictures, control
-            )
-            for index in range(rows.start, rows.stop):
-                clip = latents[index - first : index - first + 1]
-                control.part = _part(index, index + 1, count)
-                target = folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
-                made.append(_file(clip, pipeline.vae, network, target, planned, worker, control))
-        control.part = None
-    return replace(planned, notices=(*planned.notices, *notices))
-
-
-def _with_loras(planned: Plan, files: tuple[LoraFile, ...], fits: tuple[lora.Fit, ...]) -> Plan:
-    """The plan with what is known of its LoRAs once they are on the model."""
-    known = tuple(
-        replace(asked, sha256=file.sha256, matched=fit.matched)
-        for asked, file, fit in zip(planned.loras, files, fits, strict=True)
-    )
-    notices = tuple(notice for fit in fits for notice in fit.notices)
-    return replace(planned, loras=known, notices=(*planned.notices, *notices))
-
-
-def _file(
-    latents: "torch.Tensor",
-    vae: Any,
-    network: Network | None,
-    target: Path,
-    planned: Plan,
-    worker: Worker,
-    control: Control,
-) -> Artifact:
-    """One clip's latents as a checked file."""
-    spec = _spec(planned)
-    control.enter("decode_encode")
-    # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
-    # the middle of the next job.
-    with (
-        closing(generate.frames(vae, latents, planned, control)) as made,
-        closing(upscale.frames(made, network, planned.upscale, worker.hardware, control)) as frames,
-    ):
-        encode.write(frames, target, spec, control, worker.ffmpeg)
-    control.enter("check")
-    return artifact.check(target, spec, control, worker.ffmpeg)
-
-
-def _part(first: int, last: int, count: int) -> Part | None:
-    """Outputs ``first`` to before ``last``, from 0; nothing to say of a single one."""
-    return Part("output", first + 1, last, count) if count > 1 else None
 
 
 def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
@@ -283,7 +202,7 @@ def _plan(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
         here = _installed(worker)
-        planned = plan.make(asked, worker.hardware, here, settings.default_model, _extras(worker))
+        planned = chain.make(asked, worker.hardware, here, settings.default_model, _extras(worker))
         if not asked.enhance_prompt:
             return planned
         return prompt.decide(planned, here[planned.model.id], worker.hardware, *_enhancer(worker))
@@ -322,16 +241,6 @@ def _exclusive(gpu: threading.Lock, control: Control) -> Iterator[None]:
         yield
     finally:
         gpu.release()
-
-
-def _spec(planned: Plan) -> encode.Spec:
-    return encode.Spec(
-        format=planned.output_format,
-        width=planned.delivered_size[0],
-        height=planned.delivered_size[1],
-        num_frames=planned.num_frames,
-        fps=planned.fps if planned.mode == "video" else None,
-    )
 
 
 def _notify(

@@ -82,6 +82,9 @@ class Plan:
     enhancer: Literal["keep", "release"] | None = None
     """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
     loras: tuple[PlannedLora, ...] = ()
+    segments: tuple["Plan", ...] = ()
+    """Of a long video, a plan for each (chain): all but the first start from the frame before, and
+    their size is this plan's generated one. Empty: one clip."""
 
     @property
     def pipeline(self) -> str:
@@ -110,6 +113,8 @@ class Plan:
     @property
     def generated_frames(self) -> int:
         """The next 4k+1 that is at least as long as asked."""
+        if self.segments:
+            return 1 + sum(segment.generated_frames - 1 for segment in self.segments)
         stride = self.model.temporal_stride
         return math.ceil((self.num_frames - 1) / stride) * stride + 1
 
@@ -136,6 +141,10 @@ class Plan:
             "batch_size": self.batch_size,
             "upscale": self.upscale,
             "loras": [asdict(lora) for lora in self.loras],
+            "segments": [
+                {"model": segment.model.id, "num_frames": segment.generated_frames}
+                for segment in self.segments or (self,)
+            ],
             "reasons": list(self.reasons),
         }
 

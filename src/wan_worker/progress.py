@@ -45,15 +45,14 @@ class Event:
     steps: int | None = None
     seconds_left: float | None = None
     """Of this stage, by the average pace so far."""
-    part: Part | None = None
+    parts: tuple[Part, ...] = ()
 
     def public(self) -> dict[str, Any]:
         """What the caller of /status sees: only what is known."""
         body: dict[str, Any] = {"stage": self.stage, "number": self.number}
-        where = self.stage
-        if self.part is not None:
-            body |= {self.part.name: self.part.first, f"{self.part.name}s": self.part.count}
-            where = body["message"] = f"{self.stage}, {self.part}"
+        where = ", ".join([self.stage, *map(str, self.parts)])
+        for part in self.parts:
+            body |= {part.name: part.first, f"{part.name}s": part.count, "message": where}
         if self.step is not None:
             body |= {"step": self.step, "steps": self.steps}
             body["message"] = f"{where}: step {self.step} of {self.steps}"
@@ -84,8 +83,8 @@ class Control:
         self._deadline = None if seconds is None else self.started + seconds
         self._stage_started = self.started
         self.latest = Event(0, "queue")
-        self.part: Part | None = None
-        """Which of several outputs the job is at; the job sets it, every report repeats it."""
+        self.parts: tuple[Part, ...] = ()
+        """Which of several outputs and segments the job is at; every report repeats it."""
         self.timings: dict[str, float] = {}
         """Seconds spent in each stage that has ended."""
 
@@ -126,7 +125,7 @@ class Control:
         """Begin a stage: checks, closes the books on the one before, and reports."""
         self.check()
         self.close_stage()
-        self.latest = Event(self.latest.number + 1, stage, part=self.part)
+        self.latest = Event(self.latest.number + 1, stage, parts=self.parts)
         self._notify()
 
     def close_stage(self) -> None:
@@ -140,7 +139,7 @@ class Control:
         self.check()
         pace = (self._clock() - self._stage_started) / max(done, 1)
         self.latest = Event(
-            self.latest.number + 1, self.stage, done, steps, pace * (steps - done), self.part
+            self.latest.number + 1, self.stage, done, steps, pace * (steps - done), self.parts
         )
         self._notify()
 

@@ -1,0 +1,164 @@
+"""The part that needs the GPU: from a plan to checked files, output by output.
+
+Outputs are denoised in batches of the plan's size and decoded one by one; a long video is made
+segment by segment into one file.
+Promises: a finished file is in ``made`` before the next one is begun, so that a fault later on
+can't lose it; of a long video that fails midway, the file of what was made until then.
+Not covered: holding the GPU (job), saving the files (delivery).
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_worker import artifact, encode, generate, lora, upscale
+from wan_worker.artifact import Artifact
+from wan_worker.catalog import Installed
+from wan_worker.film import Film
+from wan_worker.hardware import Hardware
+from wan_worker.lora_store import LoraFile
+from wan_worker.pipelines import Pool
+from wan_worker.plan import Plan
+from wan_worker.progress import Control, Part
+from wan_worker.references import References
+from wan_worker.rrdbnet import Network
+
+if TYPE_CHECKING:
+    from wan_worker.generate import Frames
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What clips are made with."""
+
+    pool: Pool
+    hardware: Hardware
+    installed: Mapping[str, Installed]
+    extras: Mapping[str, Installed]
+    """Components beside the models, by name."""
+    loras: tuple[LoraFile, ...]
+    ffmpeg: str
+    folder: Path
+    """Where the files go, named by the output's place."""
+
+
+def make(
+    planned: Plan, pictures: References, studio: Studio, made: list[Artifact], control: Control
+) -> Plan:
+    """Make every output of the plan, and add its file to ``made``.
+
+    Args:
+        pictures: at the plan's generated size.
+
+    Returns:
+        The plan with the notices that came up on the way.
+    """
+    count = len(planned.outputs)
+    with _equipped(planned, studio, control) as (pipeline, fits):
+        planned = _with_loras(planned, studio.loras, fits)
+        network = studio.pool.upscaler(planned, studio.extras)
+        control.enter("prompt")
+        embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
+        for first in range(0, 0 if planned.segments else count, planned.batch_size):
+            rows = slice(first, min(first + planned.batch_size, count))
+            control.parts = _parts(rows.start, rows.stop, count)
+            control.enter("denoise")
+            batch = replace(planned, outputs=planned.outputs[rows])
+            latents = generate.denoise(
+                pipeline, batch, embeds[rows], negative_embeds, pictures, control
+            )
+            for index in range(rows.start, rows.stop):
+                control.parts = _parts(index, index + 1, count)
+                control.enter("decode_encode")
+                clip = latents[index - first : index - first + 1]
+                frames = generate.frames(pipeline.vae, clip, planned, control)
+                made.append(_file(frames, network, index, planned, studio, control))
+    del pipeline  # its parts must be free to make way for those of the next segment's
+    for index in range(count if planned.segments else 0):
+        control.parts = _parts(index, index + 1, count)
+        film = Film(
+            of_output(planned, index),
+            embeds[index : index + 1],
+            negative_embeds,
+            pictures,
+            lambda segment: _equipped(segment, studio, control),
+            control,
+        )
+        made.append(_file(film.frames(), network, index, planned, studio, control))
+        if film.failure is not None:
+            raise film.failure
+    control.parts = ()
+    return replace(planned, notices=(*planned.notices, *notices))
+
+
+@contextmanager
+def _equipped(
+    planned: Plan, studio: Studio, control: Control
+) -> Iterator[tuple[Any, tuple[lora.Fit, ...]]]:
+    """The plan's pipeline with the job's LoRAs on it, and how they fit."""
+    control.enter("load")
+    here = studio.installed[planned.model.id]
+    pipeline = studio.pool.pipeline(planned, here, control.check)
+    with lora.applied(pipeline, studio.loras) as fits:
+        yield pipeline, fits
+
+
+def _with_loras(planned: Plan, files: tuple[LoraFile, ...], fits: tuple[lora.Fit, ...]) -> Plan:
+    """The plan with what is known of its LoRAs once they are on the model."""
+    known = tuple(
+        replace(asked, sha256=file.sha256, matched=fit.matched)
+        for asked, file, fit in zip(planned.loras, files, fits, strict=True)
+    )
+    notices = tuple(notice for fit in fits for notice in fit.notices)
+    return replace(planned, loras=known, notices=(*planned.notices, *notices))
+
+
+def of_output(planned: Plan, index: int) -> Plan:
+    """The same plan for one of its outputs."""
+    row = slice(index, index + 1)
+    segments = tuple(replace(s, outputs=s.outputs[row]) for s in planned.segments)
+    return replace(planned, outputs=planned.outputs[row], segments=segments)
+
+
+def _file(
+    source: Generator["Frames", None, None],
+    network: Network | None,
+    index: int,
+    planned: Plan,
+    studio: Studio,
+    control: Control,
+) -> Artifact:
+    """One output's frames as a checked file."""
+    spec = _spec(planned)
+    target = studio.folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
+    # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
+    # the middle of the next job.
+    with (
+        closing(source),
+        closing(
+            upscale.frames(source, network, planned.upscale, studio.hardware, control)
+        ) as frames,
+    ):
+        written = encode.write(frames, target, spec, control, studio.ffmpeg)
+    if written == spec.num_frames:  # else the error that ended it names its own stage
+        control.enter("check")
+    return artifact.check(target, replace(spec, num_frames=written), control, studio.ffmpeg)
+
+
+def _parts(first: int, last: int, count: int) -> tuple[Part, ...]:
+    """Outputs ``first`` to before ``last``, from 0; nothing to say of a single one."""
+    return (Part("output", first + 1, last, count),) if count > 1 else ()
+
+
+def _spec(planned: Plan) -> encode.Spec:
+    width, height = planned.delivered_size
+    return encode.Spec(
+        format=planned.output_format,
+        width=width,
+        height=height,
+        num_frames=planned.num_frames,
+        fps=planned.fps if planned.mode == "video" else None,
+        may_end_early=bool(planned.segments),
+    )
