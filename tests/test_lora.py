@@ -449,7 +449,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, set[floa
         return denoise(pipeline, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.generate, "denoise", look)
+        patch.setattr(generate, "denoise", look)
         yield seen
 
 
