@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from wan_worker import hardware, pipelines  # noqa: E402
+from wan_worker import hardware, load  # noqa: E402
 from wan_worker.catalog import MODELS  # noqa: E402
 from wan_worker.components import UMT5, Component  # noqa: E402
 
@@ -95,9 +95,9 @@ def child(case: str, store: Path) -> float:
         return time.perf_counter() - started
     folders = [store / component.name for component in COMPONENTS]
     loaded = []
-    with pipelines.read_ahead(folders) if case == "worker" else nullcontext():
+    with load.read_ahead(folders) if case == "worker" else nullcontext():
         for component, folder in zip(COMPONENTS, folders, strict=True):
-            module = pipelines.load_component(component, folder, machine, machine.device)
+            module = load.load_component(component, folder, machine, machine.device)
             for parameter in module.parameters():
                 parameter.detach().contiguous().view(-1).view(torch.uint8)[::4096].sum().item()
             loaded.append(module)

@@ -17,9 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from wan_worker import errors  # noqa: E402
-from wan_worker.catalog import EXTRAS, MODELS, Model, components_of, stored_bytes  # noqa: E402
-from wan_worker.plan import WORKING_BYTES  # noqa: E402
+from wan_worker import errors, memory  # noqa: E402
+from wan_worker.activations import Job  # noqa: E402
+from wan_worker.catalog import EXTRAS, MODELS, Model, stored_bytes  # noqa: E402
+from wan_worker.hardware import Hardware  # noqa: E402
 
 README = ROOT / "README.md"
 
@@ -181,41 +182,66 @@ POOLS = {
 """RunPod's GPU pools and their memory in GB as it is sold: GiB, to the planner."""
 
 
-def images_table() -> str:
-    """The variants of docker-bake.hcl: what each holds, and where each of its models can run.
+HOST_GIB = 128
+"""Main memory that the table supposes: weights that are not on the GPU wait there."""
 
-    GPU memory is the planner's own rule (plan): everything resident, or the largest component at a
-    time, beside working memory.
+
+def images_table() -> str:
+    """The variants of docker-bake.hcl: what each holds, and where all its models can run.
+
+    The memory planner's own answer for each model's native clip: everything resident, or moved in
+    and out.
     """
     bake = (ROOT / "docker-bake.hcl").read_text("utf-8")
     lines = [
-        "| variant | models | weights in the image | GPU memory | GPU pools |",
+        "| variant | models | weights in the image | GPU pools | slower on |",
         "|---|---|---|---|---|",
     ]
     for name, listed in re.findall(r'target "([a-z]\S*)" \{.*?MODELS = "([^"]*)"', bake, re.DOTALL):
         models = listed.split()
         if not models:
-            lines.append(
-                f"| `{name}` | none: from a network volume | – | as its models | as above |"
-            )
+            lines.append(f"| `{name}` | none: from a network volume | – | as its models | |")
             continue
-        most = max(stored_bytes([model]) for model in models) + WORKING_BYTES
-        least = max(map(_largest, models)) + WORKING_BYTES
-        whole = [pool for pool, gib in POOLS.items() if gib * 1024**3 >= most]
-        turns = [pool for pool, gib in POOLS.items() if most > gib * 1024**3 >= least]
-        memory, pools = f"{most / 1e9:.0f} GB", " ".join(f"`{pool}`" for pool in whole)
-        if turns:
-            memory += f"; slower from {least / 1e9:.0f} GB"
-            pools += "; slower: " + " ".join(f"`{pool}`" for pool in turns)
+        found = {pool: {_placement(MODELS[m], gib) for m in models} for pool, gib in POOLS.items()}
+        whole = [f"`{pool}`" for pool, placements in found.items() if placements == {"resident"}]
+        slower = [
+            f"`{pool}`"
+            for pool, placements in found.items()
+            if placements != {"resident"} and None not in placements
+        ]
         lines.append(
             f"| `{name}` | {', '.join(f'`{model}`' for model in models)} "
-            f"| {stored_bytes(models) / 1e9:.1f} GB | {memory} | {pools} |"
+            f"| {stored_bytes(models) / 1e9:.1f} GB | {' '.join(whole)} | {' '.join(slower)} |"
         )
     return "\n".join(lines)
 
 
-def _largest(model_id: str) -> int:
-    return max(component.stored_bytes for component in components_of([model_id]))
+def fits_table() -> str:
+    """What the memory planner does with each model's native clip on each size of card."""
+    sizes = sorted({12, 32, *POOLS.values()})
+    lines = [
+        "| model, native clip | " + " | ".join(f"{gib} GB" for gib in sizes) + " |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for model in MODELS.values():
+        cells = " | ".join(_placement(model, gib) or "–" for gib in sizes)
+        lines.append(f"| `{model.id}` | {cells} |")
+    return "\n".join(lines)
+
+
+def _placement(model: Model, gib: int) -> str | None:
+    """Where the weights of a model's native clip are on a card that is sold with ``gib``."""
+    # Cards with error correction keep some of it: an L4 of 24 GB has 22.5 GiB.
+    usable, ram = int(gib * 0.93 * 1024**3), HOST_GIB * 1024**3
+    machine = Hardware("cuda", f"{gib} GB", usable, None, "sold with", ram_bytes=ram)
+    job = Job(model.default_size[0] * model.default_size[1], model.native_frames, _starts(model))
+    stored = {component.name: component.stored_bytes for component in model.components}
+    found = memory.choose(model, stored, job, machine)
+    return found.placement if found else None
+
+
+def _starts(model: Model) -> bool:
+    return model.text_pipeline is None or model.expand_timesteps
 
 
 TABLES = {
@@ -225,6 +251,7 @@ TABLES = {
     "errors": errors_table,
     "weights": weights_table,
     "images": images_table,
+    "fits": fits_table,
 }
 
 

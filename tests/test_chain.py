@@ -1,6 +1,7 @@
 """Long videos, planned: which segments, by which models, and what remains where none can go on."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,7 +151,7 @@ def test_the_best_installed_model_goes_on() -> None:
 
 
 def test_a_model_that_does_not_fit_the_gpu_gives_way_to_one_that_does() -> None:
-    made = make(T2V, VACE, I2V, hardware=gpu(24), num_frames=161)
+    made = make(T2V, VACE, I2V, hardware=replace(gpu(24), ram_bytes=32 * 1024**3), num_frames=161)
     assert shape(made) == [(T2V, 81), (VACE, 81)]
 
 
@@ -162,6 +163,12 @@ def test_a_model_whose_range_is_too_small_does_not_go_on() -> None:
 
 def test_a_model_of_another_frame_rate_does_not_go_on() -> None:
     assert make(T2V, TI2V, num_frames=121, model=T2V).segments == ()
+
+
+def test_a_lora_goes_on_with_a_model_that_it_can_fit() -> None:
+    lora = {"loras": [{"source": "style"}]}
+    assert shape(make(T2V, VACE, I2V, num_frames=161, **lora)) == [(T2V, 81), (VACE, 81)]
+    assert make(T2V, I2V, num_frames=121, **lora).segments == ()
 
 
 def test_a_model_that_needs_a_last_image_too_does_not_go_on() -> None:
@@ -207,4 +214,4 @@ def test_a_model_that_is_not_installed_is_still_named_first() -> None:
 
 def test_a_gpu_that_is_too_small_for_the_first_segment_is_said_so() -> None:
     with pytest.raises(Unsupported):
-        make(hardware=gpu(12), num_frames=300)
+        make(hardware=gpu(4), num_frames=300)

@@ -98,7 +98,10 @@ def test_auto_takes_what_the_table_says() -> None:
 
 
 def make(models: list[str], **fields: Any) -> plan.Plan:
-    here = {name: Installed({"a": 1}, tiny=False) for name in models}
+    here = {
+        name: Installed({c.name: c.stored_bytes for c in MODELS[name].components}, tiny=False)
+        for name in models
+    }
     asked = request.parse({"input": {"mode": "video", "prompt": "x"} | fields}, CONTRACT)
     return plan.make(asked, GPU, here)
 

@@ -69,6 +69,18 @@ def test_an_abandoned_decode_leaves_the_vae_clean(worker: job.Worker) -> None:
     assert torch.equal(torch.cat(list(generate.decode(vae, latents))), expected)
 
 
+def test_decoding_in_bf16_is_near_and_leaves_the_vae_in_fp32(worker: job.Worker) -> None:
+    planned = make_plan(worker)
+    vae = build(worker, planned).vae
+    latents = latents_of(worker, planned)
+    exact = torch.cat(list(generate.decode(vae, latents)))
+    near = torch.cat(list(generate.decode(vae, latents, "bf16")))
+    assert not torch.equal(exact, near)
+    assert (exact.float() - near.float()).abs().mean() < 2
+    assert {p.dtype for p in vae.parameters()} == {torch.float32}
+    assert torch.equal(torch.cat(list(generate.decode(vae, latents))), exact)
+
+
 def test_nan_in_the_latents_is_a_failure_and_not_a_video(worker: job.Worker) -> None:
     vae = build(worker, make_plan(worker)).vae
     with pytest.raises(GenerationFailed):

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wan_worker import choose, contract, plan, request
+from wan_worker import choose, contract, memory, plan, request
+from wan_worker.activations import Job
 from wan_worker.catalog import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported, WorkerError
 from wan_worker.hardware import Hardware
-from wan_worker.plan import WORKING_BYTES, Plan, fit_to_image
+from wan_worker.memory import Layout
+from wan_worker.plan import Plan, fit_to_image
 
 CONTRACT = contract.load()
 T2V, I2V = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"
@@ -23,7 +25,8 @@ CPU = Hardware("cpu", "CPU, 4 cores", 256 * 1024**3, None, "no NVIDIA driver")
 
 
 def gpu(gib: float) -> Hardware:
-    return Hardware("cuda", f"GPU {gib:g}", int(gib * 1024**3), (9, 0), "nvidia-smi lists it")
+    size, ram = int(gib * 1024**3), 256 * 1024**3
+    return Hardware("cuda", f"GPU {gib:g}", size, (9, 0), "nvidia-smi lists it", ram_bytes=ram)
 
 
 WEIGHTS = {
@@ -508,9 +511,10 @@ def test_each_preset_makes_exactly_this_plan(row: tuple[Any, ...]) -> None:
     [
         pytest.param(T2V, 140, "resident", id="small-model-large-gpu"),
         pytest.param(T2V, 24, "resident", id="small-model-24-gb"),
-        pytest.param(T2V, 20, "offload", id="small-model-20-gb"),
+        pytest.param(T2V, 16, "sequential", id="small-model-16-gb"),
         pytest.param(I2V, 140, "resident", id="large-model-large-gpu"),
-        pytest.param(I2V, 48, "offload", id="large-model-48-gb"),
+        pytest.param(I2V, 48, "sequential", id="large-model-48-gb"),
+        pytest.param(I2V, 24, "group", id="large-model-24-gb"),
     ],
 )
 def test_weights_stay_on_the_gpu_where_they_fit_and_take_turns_where_not(
@@ -521,32 +525,56 @@ def test_weights_stay_on_the_gpu_where_they_fit_and_take_turns_where_not(
     assert (made.device, made.placement) == ("cuda", placement)
     (reason,) = reasons_about(made, "device: ")
     assert f"GPU {gib:g}" in reason
-    assert ("take turns" in reason) == (placement == "offload")
+    assert ("take turns" in reason) == (placement == "sequential")
+    assert ("block by block" in reason) == (placement == "group")
+    assert made.public()["peak_gb"] <= gib * 1.0738
 
 
-@pytest.mark.parametrize(
-    ("fields", "gib", "needs"), [({}, 16, "20.0 GB"), ({"image_url": URL}, 24, "41.4 GB")]
-)
-def test_a_gpu_below_the_largest_component_is_refused_with_what_it_takes(
-    fields: Mapping[str, Any], gib: float, needs: str
-) -> None:
-    with pytest.raises(Unsupported, match=f"needs {needs}") as refusal:
-        make(fields, hardware=gpu(gib))
-    assert f"GPU {gib:g}" in refusal.value.message
+def test_a_gpu_that_no_layout_fits_is_refused_with_what_it_takes() -> None:
+    with pytest.raises(Unsupported, match="needs at least") as refusal:
+        make(hardware=gpu(4))
+    assert "GPU 4" in refusal.value.message
 
 
-def test_both_edges_of_the_placement_are_exact() -> None:
-    total = sum(store(T2V)[T2V].component_bytes.values())
-    largest = WEIGHTS["umt5-xxl"]
+def test_a_larger_job_takes_another_layout() -> None:
+    assert make(size="832x480", hardware=gpu(24)).placement == "resident"
+    assert make(size="1280x720", hardware=gpu(24)).placement != "resident"
 
-    def at(count: int) -> Hardware:
-        return replace(gpu(1), memory_bytes=WORKING_BYTES + count)
 
-    assert make(hardware=at(total)).placement == "resident"
-    assert make(hardware=at(total - 1)).placement == "offload"
-    assert make(hardware=at(largest)).placement == "offload"
-    with pytest.raises(Unsupported):
-        make(hardware=at(largest - 1))
+def test_the_requests_precision_wins_over_the_operators() -> None:
+    asked = request.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
+    auto = plan.make(asked, gpu(80), BOTH, weight_type="fp8")
+    assert auto.layout.weight_type == "fp8"
+    assert "WEIGHTS_QUANTIZED" in codes(auto)
+    named = plan.make(replace(asked, precision="bf16"), gpu(80), BOTH, weight_type="fp8")
+    assert named.layout.weight_type == "bf16"
+    assert codes(named) == []
+
+
+@pytest.mark.parametrize("asked", ["auto", "bf16", None])
+def test_the_models_own_weights_are_taken_unless_others_are_asked_for(asked: str | None) -> None:
+    made = make({} if asked is None else {"precision": asked}, hardware=gpu(80))
+    assert made.layout.weight_type == "bf16"
+    assert make(precision="fp8", hardware=gpu(80)).layout.weight_type == "fp8"
+
+
+def test_the_operators_placement_is_taken() -> None:
+    asked = request.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
+    assert plan.make(asked, gpu(80), BOTH, placement="group").placement == "group"
+
+
+def test_a_batch_is_as_large_as_its_activations_allow() -> None:
+    fields = {"num_outputs": 4, "size": "832x480", "num_frames": 9}
+    assert make(fields, hardware=gpu(80)).batch_size == 4
+    tight = memory.estimate(
+        MODELS[T2V], BOTH[T2V].component_bytes, Job(832 * 480, 9, False), Layout("resident")
+    )
+    bytes_of_two = dict(
+        memory.estimate(
+            MODELS[T2V], BOTH[T2V].component_bytes, Job(832 * 480, 9, False, 2), Layout("resident")
+        ).stages
+    )
+    assert dict(tight.stages)["denoise"] < bytes_of_two["denoise"]
 
 
 def test_a_cpu_is_said_to_be_one_and_why() -> None:

@@ -17,13 +17,14 @@ from tests.test_generate import make_plan
 from tests.test_job import codes, picture, sha256_of
 from tests.test_meaning import CLIP, said
 from tests.test_pipelines import CountingLoad
-from wan_worker import contract, generate, pipelines, plan, prompt, request, tiny, weights
+from wan_worker import contract, generate, memory, pipelines, plan, prompt, request, tiny, weights
 from wan_worker import job as jobs
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.components import ENHANCER, enhancer
 from wan_worker.errors import Canceled, EncodeFailed
 from wan_worker.hardware import Hardware
 from wan_worker.measure import measure
+from wan_worker.memory import Layout
 from wan_worker.progress import Control
 from wan_worker.weights import Found
 
@@ -369,12 +370,22 @@ def planned(worker: jobs.Worker) -> plan.Plan:
 def test_the_language_model_stays_where_it_fits_and_is_released_where_not(
     planned: plan.Plan, gib: int, fate: str
 ) -> None:
-    decided = prompt.decide(planned, HERE, gpu(gib), ENHANCER, FOUND)
+    placed = replace(planned, layout=Layout("resident", room_bytes=gib * 1024**3 - 24 * GB))
+    decided = prompt.decide(placed, HERE, gpu(gib), ENHANCER, FOUND)
     assert decided.enhancer == fate
     (reason,) = decided.reasons
     assert reason.startswith("enhance_prompt: by Qwen/Qwen2.5-7B-Instruct; its 15.0 GB")
     assert ("stay in memory" in reason) is (fate == "keep")
     assert decided.notices == ()
+
+
+@pytest.mark.parametrize(("ram_gib", "fate"), [(128, "keep"), (32, "release")])
+def test_beside_weights_that_take_turns_it_waits_in_main_memory_where_that_holds_both(
+    planned: plan.Plan, ram_gib: int, fate: str
+) -> None:
+    machine = replace(gpu(24), ram_bytes=ram_gib * 1024**3)
+    placed = replace(planned, layout=Layout("sequential"))
+    assert prompt.decide(placed, HERE, machine, ENHANCER, FOUND).enhancer == fate
 
 
 def test_a_gpu_that_can_not_hold_it_means_the_users_prompt(planned: plan.Plan) -> None:
@@ -397,8 +408,9 @@ def test_where_memory_is_short_it_is_gone_before_anything_is_denoised(
     worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = weights.installed(worker.settings.models_dir)["wan2.1-t2v-1.3b"]
-    needed = sum(plan.loaded_bytes(here, worker.hardware).values())
-    short = with_pool(worker, memory_bytes=int(needed / plan.CPU_WEIGHT_SHARE) + 10)
+    needed = sum(memory.loaded_bytes(here, worker.hardware).values())
+    room = int(needed / memory.HOST_WEIGHT_SHARE) + 10
+    short = with_pool(worker, memory_bytes=room, ram_bytes=room)
     monkeypatch.setattr(prompt, "CHAT_BYTES", 0)
     loaded = []
     denoise = generate.denoise

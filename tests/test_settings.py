@@ -100,6 +100,8 @@ def test_all_problems_are_reported_at_once() -> None:
             "MAX_IMAGE_BYTES": "1",
             "MAX_IMAGE_PIXELS": "1e6",
             "LOG_LEVEL": "LOUD",
+            "PLACEMENT": "disk",
+            "WEIGHT_TYPE": "fp16",
             "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "maybe",
             "CALLBACK_SECRET": "short",
             "BUCKET_NAME": "videos",
@@ -112,6 +114,8 @@ def test_all_problems_are_reported_at_once() -> None:
         "MAX_IMAGE_BYTES",
         "MAX_IMAGE_PIXELS",
         "LOG_LEVEL",
+        "PLACEMENT",
+        "WEIGHT_TYPE",
         "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS",
         "CALLBACK_SECRET",
         "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY",
@@ -136,11 +140,19 @@ def test_an_empty_or_blank_variable_counts_as_unset() -> None:
         *("MODELS_DIR", "DEFAULT_MODEL", "URL_EXPIRY_SECONDS", "OUTPUT_DIR", "CALLBACK_SECRET"),
         *("WORKER_CONCURRENCY", "JOB_TIMEOUT_SECONDS", "MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"),
         *("MAX_LORA_BYTES", "LORA_CACHE_DIR", "LORA_CACHE_BYTES"),
+        *("PLACEMENT", "WEIGHT_TYPE"),
         *("LOG_LEVEL", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_PUBLIC_URL"),
         *("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", *BUCKET),
     )
     assert from_env(dict.fromkeys((*names, "RUNPOD_WEBHOOK_GET_JOB"), "")) == Settings()
     assert from_env(dict.fromkeys(names, "  ")) == Settings()
+
+
+def test_the_operators_choices_about_memory_are_words_or_auto() -> None:
+    chosen = from_env({"PLACEMENT": "Group", "WEIGHT_TYPE": "fp8"})
+    assert (chosen.placement, chosen.weight_type) == ("group", "fp8")
+    left = from_env({"PLACEMENT": "auto", "WEIGHT_TYPE": "AUTO"})
+    assert (left.placement, left.weight_type) == (None, None)
 
 
 def test_blank_optional_bucket_variables_take_their_defaults() -> None:

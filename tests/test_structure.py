@@ -17,6 +17,7 @@ from wan_worker import contract, formats, plan, request
 from wan_worker.catalog import MODELS, OTHER_NAMES, Installed
 from wan_worker.hardware import Hardware
 from wan_worker.plan import Plan
+from wan_worker.solver import scheduler
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "wan_worker"
@@ -35,14 +36,16 @@ ORDER = [
         "request",
         "choose",
         "hardware",
+        "activations",
+        "memory",
         "plan",
         "chain",
         "progress",
     ),
     *("addresses", "net", "images", "references", "measure"),
     *("tensors", "weights", "lora_store", "tiny", "rrdbnet", "hub", "download", "judge", "prompt"),
-    *("pipelines", "lora", "conditions", "generate", "film", "upscale", "encode", "containers"),
-    *("artifact", "clips"),
+    *("solver", "load", "placing", "pipelines", "lora", "conditions", "tiles", "generate", "film"),
+    *("upscale", "encode", "containers", "artifact", "clips"),
     *("storage", "response", "delivery", "callback", "job"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
@@ -252,7 +255,7 @@ def test_the_prompt_encoder_takes_every_argument_that_we_pass(pipeline: str) -> 
 def test_the_pipeline_has_every_other_method_that_we_call(pipeline: str) -> None:
     called = {
         node.func.attr
-        for module in ("generate", "pipelines")
+        for module in ("generate", "pipelines", "placing")
         for node in ast.walk(ast.parse(SOURCES[module].read_text("utf-8")))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -294,7 +297,7 @@ def test_a_components_class_is_in_the_installed_library(name: str, class_name: s
 def test_the_decoder_takes_every_argument_that_we_pass() -> None:
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, unpatchify
 
-    (passed,) = keywords_of_calls("generate", "vae.decoder")
+    (passed,) = keywords_of_calls("generate", "decoder")
     assert {"feat_cache", "feat_idx", "first_chunk"} == passed <= parameters(WanDecoder3d.forward)
     (passed,) = keywords_of_calls("generate", "unpatchify")
     assert passed <= parameters(unpatchify)
@@ -323,13 +326,12 @@ def test_there_is_a_scheduler_for_every_solver_of_the_schema() -> None:
 def test_a_scheduler_takes_our_arguments_and_the_shift_has_its_effect(
     solver: str, flow_shift: float
 ) -> None:
-    from wan_worker import pipelines
 
-    made = pipelines.scheduler(planned(solver, flow_shift))
+    made = scheduler(planned(solver, flow_shift))
     assert type(made).__name__ == SCHEDULERS[solver]
-    calls = keywords_of_calls("pipelines", SCHEDULERS[solver])
+    calls = keywords_of_calls("solver", SCHEDULERS[solver])
     passed = set().union(*calls) | (
-        keys_of_dicts("pipelines", "scheduler", "flow") if solver != "euler" else set()
+        keys_of_dicts("solver", "scheduler", "flow") if solver != "euler" else set()
     )
     assert {"num_train_timesteps", "shift" if solver == "euler" else "flow_shift"} <= passed
     assert passed <= parameters(type(made).__init__)
@@ -337,7 +339,7 @@ def test_a_scheduler_takes_our_arguments_and_the_shift_has_its_effect(
     # The sigma in the middle of the schedule: shift * s / (1 + (shift - 1) * s), near s = 1/2.
     middle = sorted(float(sigma) for sigma in made.sigmas)[2]
     assert 0.5 < middle < 1
-    other = pipelines.scheduler(planned(solver, flow_shift * 2))
+    other = scheduler(planned(solver, flow_shift * 2))
     other.set_timesteps(4, device="cpu")
     assert sorted(float(sigma) for sigma in other.sigmas)[2] > middle
 
@@ -345,10 +347,8 @@ def test_a_scheduler_takes_our_arguments_and_the_shift_has_its_effect(
 def test_a_solver_that_we_do_not_know_is_an_error_and_not_a_default() -> None:
     from dataclasses import replace
 
-    from wan_worker import pipelines
-
     with pytest.raises(ValueError, match="unknown solver"):
-        pipelines.scheduler(replace(planned("euler", 3.0), solver="heun"))
+        scheduler(replace(planned("euler", 3.0), solver="heun"))
 
 
 # --- The schema and the tables agree ---

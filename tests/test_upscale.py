@@ -18,7 +18,8 @@ from torch.nn.functional import interpolate, leaky_relu
 from tests.conftest import QUICK, Answer, error_of
 from tests.media import path_of, read
 from tests.test_job import sha256_of
-from wan_worker import generate, job, pipelines, plan, rrdbnet, tiny, upscale, weights
+from wan_worker import generate, job, load, pipelines, rrdbnet, tiny, upscale, weights
+from wan_worker.activations import UPSCALE_BYTES
 from wan_worker.components import UPSCALER
 from wan_worker.errors import Canceled, ModelCorrupt
 from wan_worker.hardware import Hardware
@@ -149,7 +150,7 @@ def test_a_file_that_is_not_the_network_is_corrupt(
     else:
         (tmp_path / rrdbnet.WEIGHTS).unlink()
     with pytest.raises(ModelCorrupt, match="real-esrgan-x4plus") as caught:
-        pipelines.load_component(UPSCALER, tmp_path, worker.hardware)
+        load.load_component(UPSCALER, tmp_path, worker.hardware)
     assert str(tmp_path) not in caught.value.message
 
 
@@ -195,7 +196,7 @@ def test_a_tile_fits_its_share_of_memory() -> None:
     side = upscale.tile_side(gpu, Shape())
     assert side == 836  # 832x480, the native size, is one tile
     used = side**2 * Shape().values_per_pixel * 2
-    assert 0.99 < used / (plan.WORKING_BYTES / 2) <= 1
+    assert 0.99 < used / (UPSCALE_BYTES) <= 1
     cpu = Hardware("cpu", "CPU", 16 * GIB, None, "for a test")
     assert upscale.tile_side(cpu, Shape()) ** 2 * Shape().values_per_pixel * 4 <= GIB
     small = replace(cpu, memory_bytes=1)
@@ -365,11 +366,11 @@ def test_a_video_too_large_for_players_is_refused_before_any_work(
 def test_the_pool_reads_the_upscaler_once(worker: job.Worker) -> None:
     loads: list[str] = []
 
-    def load(*args: Any) -> Any:
+    def read(*args: Any) -> Any:
         loads.append(args[0].name)
-        return pipelines.load_component(*args)
+        return load.load_component(*args)
 
-    counted = replace(worker, pool=pipelines.Pool(worker.hardware, load))
+    counted = replace(worker, pool=pipelines.Pool(worker.hardware, read))
     for changes in ({}, {"upscale": 2}, {"upscale": 4}, {}):
         job.run({"id": "c", "input": QUICK | changes}, counted, Control())
     assert loads.count(UPSCALER.name) == 1

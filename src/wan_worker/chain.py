@@ -16,12 +16,15 @@ from types import MappingProxyType
 from typing import Final
 
 from wan_worker import plan
+from wan_worker.activations import SHAPES
 from wan_worker.catalog import MODELS, Installed, Model
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
 from wan_worker.hardware import Hardware
+from wan_worker.memory import gb, loaded_bytes, stay_together
 from wan_worker.outputs import LARGEST_SEED, Output
-from wan_worker.plan import Plan, loaded_bytes, weight_budget
+from wan_worker.plan import Plan
 from wan_worker.request import Notice, Request
+from wan_worker.settings import Placement, WeightType
 
 MAX_SEGMENTS: Final = 8
 """Each copies its start from pixels that a model drew, so that faults add up; 40 s at 16 fps."""
@@ -36,6 +39,8 @@ def make(
     installed: Mapping[str, Installed],
     default_model: str | None = None,
     extras: Mapping[str, Installed] = MappingProxyType({}),
+    placement: Placement | None = None,
+    weight_type: WeightType | None = None,
 ) -> Plan:
     """The plan of a job: of one clip, or of a chain of them. As ``plan.make``, which see.
 
@@ -45,7 +50,7 @@ def make(
     """
 
     def clip(asked: Request) -> Plan:
-        return plan.make(asked, hardware, installed, default_model, extras)
+        return plan.make(asked, hardware, installed, default_model, extras, placement, weight_type)
 
     if request.mode == "image" or (request.num_frames is None and request.duration is None):
         return clip(request)
@@ -55,7 +60,7 @@ def make(
         frames = max(1, round(request.duration * start.fps))
     if frames is None or frames <= model.native_frames + model.temporal_stride:
         return clip(request)
-    for following in _candidates(model):
+    for following in _candidates(model, with_loras=bool(request.loras)):
         lengths = split(frames, min(model.native_frames, following.native_frames), model)
         first, *others = _requests(request, start, following, lengths, frames)
         head = clip(first)  # what is wrong with this one is wrong with the request
@@ -87,13 +92,15 @@ def split(frames: int, longest: int, model: Model) -> tuple[int, ...]:
     return tuple((each + (index < more)) * stride + 1 for index in range(count))
 
 
-def _candidates(model: Model) -> Iterator[Model]:
-    """Models that can go on from a frame of this one, best first."""
+def _candidates(model: Model, with_loras: bool) -> Iterator[Model]:
+    """Models that can go on from a frame of this one, best first; LoRAs must fit both."""
     if _starts_from_a_picture(model):
         yield model
     if model.image != "none":
         return
     for other in reversed(tuple(MODELS.values())):
+        if with_loras and SHAPES[other.id].dim != SHAPES[model.id].dim:
+            continue
         same = (other.grid, other.temporal_stride, other.fps)
         if _starts_from_a_picture(other) and same == (model.grid, model.temporal_stride, model.fps):
             yield other
@@ -157,7 +164,7 @@ def _joined(
             for reason in then.reasons
             if reason not in first.reasons and not reason.startswith(ours)
         ]
-        reasons.append(_fits_both(model, following, hardware, installed))
+        reasons.append(_fits_both(first, then, hardware, installed))
     notice = Notice(
         "CHAINED",
         f"{model.id} was trained on {model.native_frames} frames: the video is made in {count} "
@@ -175,23 +182,25 @@ def _joined(
 
 
 def _fits_both(
-    model: Model, following: Model, hardware: Hardware, installed: Mapping[str, Installed]
+    first: Plan, then: Plan, hardware: Hardware, installed: Mapping[str, Installed]
 ) -> str:
-    both = sum(
-        (
-            loaded_bytes(installed[model.id], hardware)
-            | loaded_bytes(installed[following.id], hardware)
-        ).values()
+    ours, theirs = (
+        loaded_bytes(installed[segment.model.id], hardware) for segment in (first, then)
     )
-    if both <= weight_budget(hardware):
-        return f"memory: both models stay loaded, {both / 1e9:.1f} GB"
-    return f"memory: the models take turns, {both / 1e9:.1f} GB together do not fit"
+    both = gb(sum({**ours, **theirs}.values()))
+    if stay_together(hardware, first.layout, then.layout, ours, theirs):
+        return f"memory: both models stay loaded, {both}"
+    return f"memory: the models take turns, {both} together do not fit"
 
 
 def _one_pass(request: Request, start: Plan, frames: int, single: Plan | None) -> Plan:
     """What remains where no installed model can go on: one clip, with a warning, or a refusal."""
     area = 0 if start.size is None else start.size[0] * start.size[1]
-    fitting = [m for m in _candidates(start.model) if m.max_pixels >= area and m != start.model]
+    fitting = [
+        m
+        for m in _candidates(start.model, bool(request.loras))
+        if m.max_pixels >= area and m != start.model
+    ]
     if single is not None:
         why = f"; {fitting[-1].id}, installed, would make it in segments" if fitting else ""
         return replace(single, reasons=(*single.reasons, f"segments: 1{why}"))

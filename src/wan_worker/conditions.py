@@ -2,7 +2,7 @@
 
 Three forms: image-to-video takes pictures and encodes them itself; VACE takes a clip, grey where
 nothing is known, and a mask of what it is to make; image-to-image starts from the picture's own
-latents under as much noise as the schedule's first step expects (``pipelines.scheduler`` begins
+latents under as much noise as the schedule's first step expects (``solver.scheduler`` begins
 that late).
 Not covered: fetching and fitting pictures (references).
 """

@@ -10,16 +10,19 @@ stops within one denoising step; the decoder's hooks and caches are left clean.
 Not covered: files (encode) and memory faults (job).
 """
 
-from collections.abc import Generator, Iterator
+import copy
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from wan_worker import conditions
+from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.errors import GenerationFailed
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
 from wan_worker.references import References
 from wan_worker.request import Notice
+from wan_worker.tiles import in_tiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +65,8 @@ def encode_prompts(
                 max_sequence_length=MAX_PROMPT_TOKENS,
             )
         negative_embeds = negative if negative_embeds is None else negative_embeds
+    # Where parts take turns: else the encoder waits on the GPU until the transformer's turn.
+    pipeline.maybe_free_model_hooks()
     embeds = torch.cat([encoded[output.prompt] for output in plan.outputs])
     return embeds, negative_embeds, tuple(notices)
 
@@ -134,7 +139,7 @@ def frames(
         uint8 [n, height, width, 3]: one frame first, then up to four at a time.
     """
     made, total = 0, latents.shape[2]
-    for index, chunk in enumerate(decode(vae, latents)):
+    for index, chunk in enumerate(decode(vae, latents, plan.layout.decode, control.check)):
         chunk = chunk[: plan.num_frames - made]
         made += len(chunk)
         yield cropped(chunk.cpu().numpy(), plan)
@@ -154,7 +159,12 @@ def cropped(frames: "Frames", plan: Plan) -> "Frames":
     return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
 
 
-def decode(vae: Any, latents: "torch.Tensor") -> Iterator["torch.Tensor"]:
+def decode(
+    vae: Any,
+    latents: "torch.Tensor",
+    how: Decode = "fp32",
+    check: Callable[[], None] = lambda: None,
+) -> Iterator["torch.Tensor"]:
     """Decode normalised latents one latent frame at a time.
 
     Computes what ``vae.decode`` computes: its decoder is causal and carries its past in a feature
@@ -162,43 +172,59 @@ def decode(vae: Any, latents: "torch.Tensor") -> Iterator["torch.Tensor"]:
 
     Args:
         latents: [1, z, latent_frames, h, w], normalised with the VAE's own mean and std.
+        how: ``fp32`` is as the VAE was loaded; ``bf16`` decodes with a copy; ``tiled`` see tiles.
+        check: called now and then where nothing is yielded for long; raises to stop.
 
     Yields:
-        uint8 [n, height, width, 3] on the VAE's device: n is 1 at first, then the temporal stride.
+        uint8 [n, height, width, 3]: n is 1 at first, then the temporal stride.
 
     Raises:
         GenerationFailed: the decoder produced NaN.
     """
     import torch
-    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-    config, hook = vae.config, getattr(vae, "_hf_hook", None)
+    hook = getattr(vae, "_hf_hook", None)
     if hook is not None:  # model offload moves a module when forward runs, and we call its parts
         hook.pre_forward(vae)
-    device = next(vae.parameters()).device
-    shape = (1, config.z_dim, 1, 1, 1)
-    mean = torch.tensor(config.latents_mean, device=device, dtype=vae.dtype).view(shape)
-    std = torch.tensor(config.latents_std, device=device, dtype=vae.dtype).view(shape)
-    vae.clear_cache()
+    parts = (vae.post_quant_conv, vae.decoder)
+    if how == "bf16":
+        # Copies of the parts alone: the VAE's hook would bring the other components along.
+        parts = tuple(copy.deepcopy(part).to(torch.bfloat16) for part in parts)
     try:
-        for index in range(latents.shape[2]):
-            with torch.no_grad():
-                z = latents[:, :, index : index + 1].to(device, vae.dtype) * std + mean
-                vae._conv_idx = [0]
-                pixels = vae.decoder(
-                    vae.post_quant_conv(z),
-                    feat_cache=vae._feat_map,
-                    feat_idx=vae._conv_idx,
-                    first_chunk=index == 0,
-                )
-                if config.patch_size is not None:
-                    pixels = unpatchify(pixels, patch_size=config.patch_size)
-                if not bool(torch.isfinite(pixels).all()):
-                    raise GenerationFailed("The decoder produced NaN; try another seed")
-                # -1..1 to 0..255, rounded to nearest: [1, 3, n, h, w] to [n, h, w, 3].
-                pixels = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-                yield pixels[0].permute(1, 2, 3, 0)
+        if how == "tiled":
+            scale = vae.config.scale_factor_spatial
+            yield from in_tiles(lambda z: _decode(vae, parts, z), latents, scale, check)
+        else:
+            yield from _decode(vae, parts, latents)
     finally:
-        vae.clear_cache()
         if hook is not None:
             vae.to("cpu")
+
+
+def _decode(vae: Any, parts: tuple[Any, ...], latents: "torch.Tensor") -> Iterator["torch.Tensor"]:
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+    post_quant_conv, decoder = parts
+    config, weight = vae.config, next(decoder.parameters())
+    device, dtype = weight.device, weight.dtype
+    shape = (1, config.z_dim, 1, 1, 1)
+    mean = torch.tensor(config.latents_mean, device=device).view(shape)
+    std = torch.tensor(config.latents_std, device=device).view(shape)
+    features = [None] * sum(isinstance(m, WanCausalConv3d) for m in decoder.modules())
+    for index in range(latents.shape[2]):
+        with torch.no_grad():
+            z = latents[:, :, index : index + 1].to(device, torch.float32) * std + mean
+            pixels = decoder(
+                post_quant_conv(z.to(dtype)),
+                feat_cache=features,
+                feat_idx=[0],
+                first_chunk=index == 0,
+            )
+            if config.patch_size is not None:
+                pixels = unpatchify(pixels, patch_size=config.patch_size)
+            if not bool(torch.isfinite(pixels).all()):
+                raise GenerationFailed("The decoder produced NaN; try another seed")
+            # -1..1 to 0..255, rounded to nearest: [1, 3, n, h, w] to [n, h, w, 3].
+            pixels = pixels.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+            yield pixels[0].permute(1, 2, 3, 0)

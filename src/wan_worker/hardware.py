@@ -1,30 +1,45 @@
 """What machine is this? The first GPU with its memory and compute capability, or the CPU, and why.
 
+A GPU may be shared: what others hold of it is asked again before each job.
+
 Asks ``nvidia-smi``, not torch: a worker that has not been given work yet should not pay seconds for
 an import. Not covered: machines with several GPUs (the first is used) and GPUs of other makers.
 """
 
 import os
 import subprocess
-from dataclasses import dataclass
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 QUERY = (
     "nvidia-smi",
-    "--query-gpu=name,memory.total,compute_cap",
+    "--query-gpu=name,memory.total,memory.free,compute_cap",
     "--format=csv,noheader,nounits",
 )
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where the models run. ``memory_bytes`` is the GPU's memory, or the machine's on a CPU."""
+    """Where the models run."""
 
     device: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
+    """The GPU's memory, or the machine's on a CPU."""
     compute_capability: tuple[int, int] | None
     reason: str
+    taken_bytes: int = 0
+    """Of the GPU's memory, what others hold: not this worker's to use."""
+    ram_bytes: int = 0
+    """The machine's memory, or the container's where that is limited."""
+
+    @property
+    def free_bytes(self) -> int:
+        """What this worker may fill, with what it has loaded already counted as free."""
+        return self.memory_bytes - self.taken_bytes
 
 
 def detect() -> Hardware:
@@ -41,24 +56,62 @@ def detect() -> Hardware:
 
 
 def parse(answer: str) -> Hardware:
-    """Read the first line of the query's answer: ``NVIDIA H200, 143771, 9.0`` (MiB)."""
+    """Read the first line of the query's answer: ``NVIDIA H200, 143771, 143200, 9.0`` (MiB)."""
     lines = answer.strip().splitlines()
     if not lines:
         return _cpu("nvidia-smi lists no GPU")
     try:
-        name, memory_mib, capability = (part.strip() for part in lines[0].rsplit(",", 2))
+        name, total, free, capability = (part.strip() for part in lines[0].rsplit(",", 3))
         major, minor = capability.split(".")
         return Hardware(
             device="cuda",
             name=name,
-            memory_bytes=int(memory_mib) * 1024**2,
+            memory_bytes=int(total) * 1024**2,
             compute_capability=(int(major), int(minor)),
             reason=f"nvidia-smi lists {name}",
+            taken_bytes=(int(total) - int(free)) * 1024**2,
+            ram_bytes=_ram_bytes(),
         )
     except ValueError:
         return _cpu("nvidia-smi's answer could not be read")
 
 
+def refresh(machine: Hardware) -> Hardware:
+    """The machine with what others hold of its GPU now.
+
+    Asked before each job. torch is asked only where a job has already brought it up.
+    """
+    if machine.device != "cuda":
+        return machine
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        now = detect()
+        return machine if now.device != "cuda" else now
+    free, total = torch.cuda.mem_get_info()
+    # What torch has reserved is ours, and its context is part of every plan's allowance.
+    taken = total - free - torch.cuda.memory_reserved()
+    return replace(machine, memory_bytes=total, taken_bytes=max(0, taken - CONTEXT_BYTES))
+
+
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where version 2 and version 1 of Linux's control groups write a container's memory limit."""
+
+CONTEXT_BYTES = 512 * 1024**2
+"""What a CUDA context takes, about; not yet measured."""
+
+
+def _ram_bytes() -> int:
+    """The machine's memory, or less where this container may use less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # absent, or the word "max"
+            found.append(int(path.read_text()))
+    return min(found)
+
+
 def _cpu(reason: str) -> Hardware:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware("cpu", f"CPU, {os.cpu_count()} cores", memory, None, reason)
+    memory = _ram_bytes()
+    return Hardware("cpu", f"CPU, {os.cpu_count()} cores", memory, None, reason, ram_bytes=memory)

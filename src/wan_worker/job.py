@@ -29,8 +29,8 @@ from wan_worker import (
     encode,
     hardware,
     lora_store,
+    memory,
     net,
-    plan,
     prompt,
     references,
     request,
@@ -187,8 +187,10 @@ def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
         if found is None:  # it was there when the job was planned
             raise ModelUnavailable(f"{component.repository} is gone")
         weighs = Installed({component.name: found.weight_bytes}, found.tiny)
-        size = plan.loaded_bytes(weighs, worker.hardware)[component.name]
-        loaded: prompt.Enhancer = worker.pool.single(component, found.folder, size)
+        size = memory.loaded_bytes(weighs, worker.hardware)[component.name]
+        loaded: prompt.Enhancer = worker.pool.single(
+            component, found.folder, size, prompt.CHAT_BYTES
+        )
         return loaded
 
     def count_tokens(text: str) -> int:
@@ -201,11 +203,19 @@ def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
 def _plan(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
-        here = _installed(worker)
-        planned = chain.make(asked, worker.hardware, here, settings.default_model, _extras(worker))
+        here, machine = _installed(worker), hardware.refresh(worker.hardware)
+        planned = chain.make(
+            asked,
+            machine,
+            here,
+            settings.default_model,
+            _extras(worker),
+            settings.placement,
+            settings.weight_type,
+        )
         if not asked.enhance_prompt:
             return planned
-        return prompt.decide(planned, here[planned.model.id], worker.hardware, *_enhancer(worker))
+        return prompt.decide(planned, here[planned.model.id], machine, *_enhancer(worker))
     except ModelUnavailable:
         broken = weights.damaged(settings.models_dir)
         if broken:

@@ -7,12 +7,11 @@ Rules, in order:
    its own, the picture's shape at the pixel budget (known once it is there: ``fit_to_image``).
 4. The length: as asked, generated at the next 4k+1 and trimmed.
 5. ``upscale`` enlarges what was cropped; a video's frame then keeps to a codec level.
-6. The placement: all weights stay on the GPU where they fit, else they take turns. An upscaler
-   (67 MB, and tiles cut to the working memory) is small enough to stay beside them.
+6. The layout of the weights: the best that fits the GPU (memory).
 7. Several outputs: denoised together while that is less than one long clip, else in turn.
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
-Not covered: how long a job will take, and memory beyond a fixed allowance for activations.
+Not covered: how long a job will take.
 """
 
 import math
@@ -21,28 +20,26 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker import formats
+from wan_worker import formats, memory
+from wan_worker.activations import Job
 from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.choose import choose, install_hint, loses_detail
 from wan_worker.components import UPSCALER
-from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
+from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.formats import Mode
 from wan_worker.hardware import Hardware
+from wan_worker.memory import Layout, loaded_bytes
 from wan_worker.outputs import Output
 from wan_worker.request import Notice, Request
-
-WORKING_BYTES = 8 * 1024**3
-"""GPU memory kept free for activations; an estimate, not yet measured per size."""
+from wan_worker.settings import Placement, WeightType
 
 BATCH_TOKENS: Final = 32_760
 """Tokens in one denoising call: those of one 832x480 clip of 81 frames. That many keep an H100 busy
-(a second clip beside it would save nothing), and WORKING_BYTES holds their activations."""
+(a second clip beside it would save nothing). Fewer where their activations would not fit."""
 
 NO_BATCH: Final = ("WanVACEPipeline",)
 """Pipelines of diffusers that refuse a list of generators."""
-CPU_WEIGHT_SHARE = 0.6
-"""Share of the machine's memory that loaded weights may take where there is no GPU."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Plan:
     flow_shift: float
     output_format: str
     device: Literal["cuda", "cpu"]
-    placement: Literal["resident", "offload"]
+    layout: Layout
     tiny: bool
     reasons: tuple[str, ...]
     notices: tuple[Notice, ...]
@@ -85,6 +82,10 @@ class Plan:
     segments: tuple["Plan", ...] = ()
     """Of a long video, a plan for each (chain): all but the first start from the frame before, and
     their size is this plan's generated one. Empty: one clip."""
+
+    @property
+    def placement(self) -> Placement:
+        return self.layout.placement
 
     @property
     def pipeline(self) -> str:
@@ -131,6 +132,8 @@ class Plan:
             "model": self.model.id,
             "device": self.device,
             "placement": self.placement,
+            "precision": self.layout.weight_type,
+            "peak_gb": round(self.layout.peak_bytes / 1e9, 1) or None,
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "guidance_scale_2": self.guidance_scale_2,
@@ -149,31 +152,22 @@ class Plan:
         }
 
 
-def loaded_bytes(model: Installed, hardware: Hardware) -> dict[str, int]:
-    """Memory that each component takes once loaded: stored in bf16, it runs in fp32 on a CPU."""
-    factor = 2 if hardware.device == "cpu" else 1
-    return {name: factor * size for name, size in model.component_bytes.items()}
-
-
-def weight_budget(hardware: Hardware) -> int:
-    """Bytes of memory that loaded weights may take together."""
-    if hardware.device == "cpu":
-        return int(hardware.memory_bytes * CPU_WEIGHT_SHARE)
-    return hardware.memory_bytes - WORKING_BYTES
-
-
 def make(
     request: Request,
     hardware: Hardware,
     installed: Mapping[str, Installed],
     default_model: str | None = None,
     extras: Mapping[str, Installed] = MappingProxyType({}),
+    placement: Placement | None = None,
+    weight_type: WeightType | None = None,
 ) -> Plan:
     """Decide everything that can be decided before the first byte is fetched.
 
     Args:
         installed: by model id.
         extras: components beside the models, by name.
+        placement: the operator's; None leaves it to the plan.
+        weight_type: the operator's, for requests that ask for none.
 
     Raises:
         InvalidRequest: the request and the model that it names contradict each other.
@@ -242,8 +236,6 @@ def make(
     if request.mode == "video" and fps != model.fps:
         speed = "slower" if fps < model.fps else "faster"
         reasons.append(f"motion: {speed} than life, drawn for {model.fps} fps and played at {fps}")
-    placement, why_placed = _place(here, hardware)
-    reasons.append(why_placed)
     reasons += [lora.reason for lora in request.loras]
 
     plan = Plan(
@@ -268,7 +260,7 @@ def make(
         flow_shift=float(flow_shift),
         output_format=request.output_format,
         device=hardware.device,
-        placement=placement,
+        layout=Layout("resident"),
         tiny=here.tiny or (request.upscale > 1 and extras[UPSCALER.name].tiny),
         reasons=tuple(reasons),
         notices=tuple(notices),
@@ -280,16 +272,26 @@ def make(
             f"{MAX_WORK:.3g} pixel-steps; lower one of them",
             field=request.pointer("num_inference_steps"),
         )
+    kind = request.precision or weight_type or "bf16"
+    layout = memory.place(model, here, _job(plan, area, 1), hardware, placement, kind)
+    weights = sum(loaded_bytes(here, hardware).values())
+    plan = replace(
+        plan,
+        layout=layout,
+        reasons=(*plan.reasons, *memory.explain(layout, hardware, weights)),
+        notices=(*plan.notices, *memory.notices(layout)),
+    )
     if len(plan.outputs) > 1:
-        together, why = batch_size(plan, area)
+        together, why = batch_size(plan, area, here, hardware)
         plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
     return _explain_grid(plan) if plan.size is not None else plan
 
 
-def batch_size(plan: Plan, area: int) -> tuple[int, str]:
+def batch_size(plan: Plan, area: int, here: Installed, hardware: Hardware) -> tuple[int, str]:
     """How many outputs one denoising call makes, and why.
 
-    A GPU is fed better by several small outputs at a time: as many as stay within BATCH_TOKENS.
+    A GPU is fed better by several small outputs at a time: as many as stay within BATCH_TOKENS, and
+    within the GPU's memory in the plan's layout.
 
     Args:
         area: pixels of a frame, at most.
@@ -302,6 +304,10 @@ def batch_size(plan: Plan, area: int) -> tuple[int, str]:
     latent_frames = (plan.generated_frames - 1) // plan.model.temporal_stride + 1
     tokens = latent_frames * math.ceil(area / plan.model.grid**2)
     fitting = max(1, min(wanted, BATCH_TOKENS // tokens))
+    while fitting > 1 and not memory.fits(
+        plan.model, here, _job(plan, area, fitting), plan.layout, hardware
+    ):
+        fitting -= 1
     # Even batches: four outputs where three would fit go as two and two.
     size = math.ceil(wanted / math.ceil(wanted / fitting))
     return size, f"batch_size: {size} of {wanted} outputs at a time, {tokens} tokens each"
@@ -367,29 +373,16 @@ def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
     return native
 
 
-def _place(model: Installed, hardware: Hardware) -> tuple[Literal["resident", "offload"], str]:
-    needs = loaded_bytes(model, hardware)
-    total, largest = sum(needs.values()), max(needs.values())
-    if hardware.device == "cpu":
-        if total > hardware.memory_bytes:
-            raise Unsupported(
-                f"Without a GPU this model needs {_gb(total)} of memory; this machine has "
-                f"{_gb(hardware.memory_bytes)}. {hardware.reason}",
-                field="/input/model",
-            )
-        return "resident", f"device: CPU ({hardware.reason})"
-    free = hardware.memory_bytes - WORKING_BYTES
-    if total <= free:
-        return "resident", f"device: {hardware.name}, all {_gb(total)} of weights stay on it"
-    if largest <= free:
-        return "offload", (
-            f"device: {hardware.name}, weights take turns: {_gb(total)} beside "
-            f"{_gb(WORKING_BYTES)} of working memory exceed {_gb(hardware.memory_bytes)}"
-        )
-    raise Unsupported(
-        f"{hardware.name} has {_gb(hardware.memory_bytes)}; this model needs "
-        f"{_gb(largest + WORKING_BYTES)}",
-        field="/input/model",
+def _job(plan: Plan, area: int, batch: int) -> Job:
+    """What memory is asked about: the size that is generated, or at most is."""
+    pixels = area if plan.size is None else plan.generated_size[0] * plan.generated_size[1]
+    return Job(
+        pixels,
+        plan.generated_frames,
+        bool(plan.references),
+        batch,
+        upscaled=plan.upscale > 1,
+        adapters=len(plan.loras),
     )
 
 
@@ -415,7 +408,3 @@ def _shape_differs(size: Size, other: Size) -> bool:
 
 def _area(size: Size) -> int:
     return size[0] * size[1]
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -20,7 +20,8 @@ from wan_worker.components import ENHANCER, Component
 from wan_worker.errors import Canceled, DeadlineExceeded, GpuFault, WorkerError
 from wan_worker.faults import classify, is_gpu_fault, is_out_of_memory
 from wan_worker.hardware import Hardware
-from wan_worker.plan import Plan, loaded_bytes, weight_budget
+from wan_worker.memory import Layout, gb, loaded_bytes, stay_together
+from wan_worker.plan import Plan
 from wan_worker.progress import Control
 from wan_worker.request import Notice
 from wan_worker.weights import Found
@@ -113,19 +114,20 @@ def decide(
         )
     weighs = Installed({enhancer.name: found.weight_bytes}, found.tiny)
     size = loaded_bytes(weighs, hardware)[enhancer.name]
-    if size + CHAT_BYTES > hardware.memory_bytes:
+    if size + CHAT_BYTES > hardware.free_bytes:
         return unchanged(
             planned,
-            f"{enhancer.repository} takes {_gb(size + CHAT_BYTES)} of memory and "
-            f"{hardware.name} has {_gb(hardware.memory_bytes)}",
+            f"{enhancer.repository} takes {gb(size + CHAT_BYTES)} of memory and "
+            f"{hardware.name} has {gb(hardware.free_bytes)}",
         )
-    model, budget = sum(loaded_bytes(here, hardware).values()), weight_budget(hardware)
-    stays = model + size <= budget
+    model = loaded_bytes(here, hardware)
+    alone = Layout(planned.placement, room_bytes=hardware.free_bytes - size - CHAT_BYTES)
+    stays = stay_together(hardware, planned.layout, alone, model, {enhancer.name: size})
     fate = (
-        f"its {_gb(size)} stay in memory beside the model's {_gb(model)}"
+        f"its {gb(size)} stay in memory beside the model's {gb(sum(model.values()))}"
         if stays
-        else f"its {_gb(size)} are released before denoising: with the model's {_gb(model)} they "
-        f"exceed the {_gb(budget)} there are for weights"
+        else f"its {gb(size)} are released before denoising: beside the model's "
+        f"{gb(sum(model.values()))} there is no room"
     )
     return replace(
         planned,
@@ -271,7 +273,3 @@ def _in_words(error: Exception) -> str:
     if known is error:
         return f"the language model failed with {known.code}: {known.message.rstrip('.')}"
     return f"the language model failed ({type(error).__name__})"
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

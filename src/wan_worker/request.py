@@ -22,7 +22,7 @@ from wan_worker.envelope import open_envelope
 from wan_worker.errors import InvalidRequest
 from wan_worker.formats import Mode
 from wan_worker.outputs import Output
-from wan_worker.settings import Bucket, Secret, is_endpoint
+from wan_worker.settings import Bucket, Secret, WeightType, is_endpoint
 
 PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"
 
@@ -75,6 +75,8 @@ class Request:
     upscale: int = 1
     """How many times as wide and high the delivered frames are: 1, 2 or 4."""
     loras: tuple[Lora, ...] = ()
+    precision: WeightType | None = None
+    """Type of the transformers' weights; None leaves it to the operator."""
     output_format: str = "mp4"
     response_format: str = "url"
     callback_url: str | None = None
@@ -168,6 +170,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         flow_shift=pick("flow_shift"),
         upscale=int(fields.get("upscale", 1)),
         loras=adapters.parse(fields.get("loras", [])),
+        precision=None if fields.get("precision") == "auto" else fields.get("precision"),
         output_format=output_format,
         response_format=fields.get("response_format", "url"),
         callback_url=fields.get("callback_url"),

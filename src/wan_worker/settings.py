@@ -10,11 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from wan_worker.errors import ConfigInvalid
 
 T = TypeVar("T")
+
+Placement = Literal["resident", "sequential", "group"]
+WeightType = Literal["bf16", "fp8"]
 
 DAY_SECONDS = 86_400
 MAX_URL_EXPIRY_SECONDS = 7 * DAY_SECONDS
@@ -65,6 +68,10 @@ class Settings:
     """Hub repository of the language model that rewrites prompts."""
     worker_concurrency: int = 1
     job_timeout_seconds: int | None = None
+    placement: Placement | None = None
+    """Where weights are kept: resident, sequential or group; None leaves it to the plan."""
+    weight_type: WeightType | None = None
+    """Type of the transformers' weights for requests that ask for none: bf16 or fp8."""
     max_image_bytes: int = 20 * 1024**2
     max_image_pixels: int = 40_000_000
     max_lora_bytes: int = 2 * 1024**3
@@ -108,6 +115,8 @@ def from_env(env: Mapping[str, str]) -> Settings:
         enhancer_model=read("ENHANCER_MODEL", _repository, Settings.enhancer_model),
         worker_concurrency=read("WORKER_CONCURRENCY", _integer(1, 8), 1),
         job_timeout_seconds=read("JOB_TIMEOUT_SECONDS", _integer(1, 7 * DAY_SECONDS), None),
+        placement=read("PLACEMENT", _one_of("resident", "sequential", "group"), None),
+        weight_type=read("WEIGHT_TYPE", _one_of("bf16", "fp8"), None),
         max_image_bytes=read(
             "MAX_IMAGE_BYTES", _integer(1024, 512 * 1024**2), Settings.max_image_bytes
         ),
@@ -184,6 +193,20 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
         if not re.fullmatch(r"[0-9]{1,18}", raw, re.ASCII) or not low <= int(raw) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}, got {raw[:40]!r}")
         return int(raw)
+
+    return parse
+
+
+def _one_of(*choices: T) -> Callable[[str], T | None]:
+    """One of these words, or auto for None."""
+
+    def parse(raw: str) -> T | None:
+        if raw.lower() == "auto":
+            return None
+        for choice in choices:
+            if raw.lower() == choice:
+                return choice
+        raise ValueError(f"must be auto or one of {', '.join(map(str, choices))}, got {raw[:40]!r}")
 
     return parse
 

@@ -19,8 +19,8 @@ import math
 from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from wan_worker.activations import UPSCALE_BYTES
 from wan_worker.hardware import Hardware
-from wan_worker.plan import WORKING_BYTES
 from wan_worker.progress import Control
 from wan_worker.rrdbnet import SCALE, Network, Shape
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 OVERLAP: Final = 32
 """Pixels of context around a tile, on each side that has a neighbour."""
 
-TILE_SHARE: Final = 1 / 2
-"""Of the working memory that the plan keeps free on a GPU; the decoder's cache takes some too."""
-
 CPU_SHARE: Final = 1 / 16
 """Of the machine's memory, where there is no GPU."""
 
@@ -45,11 +42,11 @@ def tile_side(hardware: Hardware, shape: Shape) -> int:
     """Side of the square, context included, that the network is given at a time.
 
     ``sqrt(budget / (values per pixel x bytes per value))``: 2 bytes on a GPU, 4 on a CPU. For the
-    published network and the plan's 8 GiB of working memory: 836 pixels, so that 832x480 is one
+    published network and UPSCALE_BYTES: 836 pixels, so that 832x480 is one
     tile.
     """
     on_gpu = hardware.device == "cuda"
-    budget = WORKING_BYTES * TILE_SHARE if on_gpu else hardware.memory_bytes * CPU_SHARE
+    budget = UPSCALE_BYTES if on_gpu else hardware.memory_bytes * CPU_SHARE
     per_pixel = shape.values_per_pixel * (2 if on_gpu else 4)
     return max(math.isqrt(int(budget) // per_pixel), _LEAST_SIDE + 2)
 

@@ -1,0 +1,144 @@
+"""What tensors of a job live on the GPU at once, beside the weights?
+
+Formulas over a job's size, one for each stage. Their constants come from
+benchmarks/memory_model.py, which counts live tensors of the real classes at full size; each formula
+is at least what was counted, and the tests count again.
+Not covered: weights, and what no tensor shows: workspaces, fragments, the CUDA context (memory).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from wan_worker.catalog import MAX_PROMPT_TOKENS, Model
+from wan_worker.components import VAE_2_2
+
+Decode = Literal["fp32", "bf16", "tiled"]
+"""How a frame is decoded: whole in fp32, whole in bf16, in fp32 tile by tile."""
+
+TILE: Final = 512
+"""Side, in pixels, of a square that the VAE works on where it is tiled."""
+
+TILE_STRIDE: Final = 384
+"""Pixels from one tile to the next; the rest overlaps and is blended."""
+
+UPSCALE_BYTES: Final = 4 * 1024**3
+"""What the upscaler is given for a tile, its 67 MB of weights included; it cuts tiles to that."""
+
+ADAPTER_RANK: Final = 64
+"""Rank that a LoRA is taken to have: its file, with the true one, is fetched after planning."""
+
+_SMALL_TENSORS: Final = 128 * 1024**2
+"""Prompt embeddings, time embeddings, latents of a small job: what no formula below counts."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer's sizes that decide over its activations."""
+
+    dim: int
+    ffn: int
+    layers: int
+    vace_layers: int = 0
+
+
+_1_3B, _5B, _14B = Shape(1536, 8960, 30), Shape(3072, 14336, 30), Shape(5120, 13824, 40)
+SHAPES: Final[Mapping[str, Shape]] = {
+    "wan2.1-t2v-1.3b": _1_3B,
+    "wan2.1-vace-1.3b": Shape(1536, 8960, 30, vace_layers=15),
+    "wan2.2-ti2v-5b": _5B,
+    "wan2.1-t2v-14b": _14B,
+    "wan2.1-i2v-14b-480p": _14B,
+    "wan2.1-i2v-14b-720p": _14B,
+    "wan2.1-flf2v-14b-720p": _14B,
+    "wan2.2-t2v-a14b": _14B,
+    "wan2.2-i2v-a14b": _14B,
+}
+"""By model; the configurations of the models' repositories."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What of a job decides over its memory."""
+
+    pixels: int
+    """Of a generated frame."""
+    frames: int
+    """Generated: 4k+1."""
+    has_image: bool
+    batch: int = 1
+    """Outputs in one denoising call."""
+    upscaled: bool = False
+    adapters: int = 0
+    """LoRAs on the model."""
+
+
+def prompt_bytes() -> int:
+    """umT5 over 512 tokens: four tensors of 64 heads' scores in bf16."""
+    return 4 * 64 * MAX_PROMPT_TOKENS**2 * 2 + _SMALL_TENSORS
+
+
+def denoise_bytes(model: Model, job: Job) -> int:
+    """One forward of the transformer in bf16; guidance runs its two one after the other.
+
+    At the peak a block holds, per token and channel, either the modulated residual (three fp32
+    tensors and five in bf16: 22 bytes) or the feed-forward's two bf16 tensors beside four of the
+    block's (4 bytes per ffn channel and 8). Rotary tables are two fp32 tensors of a head's width.
+    """
+    shape = SHAPES[model.id]
+    per_token = max(22 * shape.dim, 8 * shape.dim + 4 * shape.ffn) + 2 * 128 * 4
+    if model.expand_timesteps:
+        # Six modulations for each token, in bf16 and in fp32, and the embedding they come from.
+        per_token += (6 * 2 + 6 * 4 + 2) * shape.dim
+    if shape.vace_layers:
+        # Every VACE block's hint waits in bf16 for the block that it belongs to.
+        per_token += 2 * (shape.vace_layers + 1) * shape.dim
+    latents = latent_frames(job) * job.pixels // (model.grid // 2) ** 2
+    channels = 48 if model.grid == 32 else 16
+    # Sample, prediction, the other branch, three of the solver's history, the condition and copies.
+    kept = 12 * 4 * channels * latents
+    return job.batch * (latents // 4 * per_token + kept) + _SMALL_TENSORS
+
+
+def decode_bytes(model: Model, pixels: int, decode: Decode) -> int:
+    """One latent frame through the decoder, with the features that it keeps for the next one.
+
+    Half of it is that cache (9,458 bytes per pixel in fp32, of Wan 2.1's VAE), which does not grow
+    with the number of frames.
+    """
+    per_pixel = 21_600 if VAE_2_2 in model.components else 19_500
+    if decode == "tiled":
+        pixels = min(pixels, TILE * TILE)
+    # More than half in bf16: upsampling goes through fp32.
+    return int(per_pixel * pixels * (0.53 if decode == "bf16" else 1)) + _SMALL_TENSORS
+
+
+def encode_bytes(model: Model, job: Job, tiled: bool) -> int:
+    """The conditioning video through the encoder in fp32, four frames at a time."""
+    if not job.has_image:
+        return 0
+    if model.expand_timesteps:  # only the picture itself is encoded
+        return 2_000 * (min(job.pixels, TILE * TILE) if tiled else job.pixels) + _SMALL_TENSORS
+    worked_on = min(job.pixels, TILE * TILE) if tiled else job.pixels
+    # The video itself and its latents; VACE keeps it, its mask and both masked halves.
+    per_frame = 12.5 + (48 if SHAPES[model.id].vace_layers else 0)
+    return int(14_100 * worked_on + per_frame * job.frames * job.pixels) + _SMALL_TENSORS
+
+
+def adapter_bytes(model: Model) -> int:
+    """A LoRA in bf16 on every linear layer of a transformer's blocks.
+
+    rank x (inputs + outputs) of eight square layers and the feed-forward's two.
+    """
+    shape = SHAPES[model.id]
+    return 2 * ADAPTER_RANK * (16 * shape.dim + 2 * (shape.dim + shape.ffn)) * shape.layers
+
+
+def latent_frames(job: Job) -> int:
+    return (job.frames - 1) // 4 + 1
+
+
+def outside_blocks_bytes(shape: Shape) -> int:
+    """Weights of a transformer that no block holds: time and text projections, patch embedding."""
+    in_fp32 = shape.dim**2 + 256 * shape.dim
+    return 2 * (7 * shape.dim**2 + 4096 * shape.dim) + 4 * in_fp32
