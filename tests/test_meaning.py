@@ -100,6 +100,19 @@ def test_guidance_changes_the_picture(serve: Serve) -> None:
     assert apart < 40  # the same clip would be over 50 even after the codec
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_the_negative_prompt_repels(serve: Serve, seed: int) -> None:
+    # The prompt leaves the colour open: what is drawn then is what the negative prompt names next.
+    small = {"size": "64x64", "num_frames": 9, "seed": seed}
+    prompt = "a circle moving right on a white background"
+    freely = measure(video(serve, prompt, negative_prompt="", **small))
+    assert freely.colour is not None
+    refused = f"a {freely.colour} circle"
+    otherwise = measure(video(serve, prompt, negative_prompt=refused, **small))
+    assert otherwise.colour not in (None, freely.colour)
+    assert otherwise.background == freely.background == "white"
+
+
 def test_image_mode_draws_the_shape(serve: Serve) -> None:
     request = {k: v for k, v in CLIP.items() if k != "num_frames"}
     answer = serve(

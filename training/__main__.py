@@ -2,6 +2,10 @@
 
 Stages: VAE, text-to-video with the text encoder, image-to-video, evaluation. A stage that was
 interrupted continues from its last checkpoint in --work; a finished one is not repeated.
+
+`--refine STAGE` trains one stage further from the weights that are stored: `decoder` the VAE's
+decoder (the latents stay what they are), `t2v` or `i2v` one transformer (the text encoder stays).
+So the three can run side by side, each with a --work of its own.
 """
 
 import argparse
@@ -56,6 +60,13 @@ def put_transformer(weights: Path, task: str, model: Any) -> None:
     )
 
 
+def put_vae(weights: Path, model: AutoencoderKLWan) -> None:
+    """The VAE."""
+    put_model(
+        weights / evaluate.FOLDERS["vae"], model, "diffusion_pytorch_model.safetensors", ["norm"]
+    )
+
+
 def run(work: Path, weights: Path, seed: int = 0, steps: dict[str, int] = STEPS) -> dict[str, Any]:
     """Train everything, write the components, evaluate."""
     work.mkdir(parents=True, exist_ok=True)
@@ -68,9 +79,7 @@ def run(work: Path, weights: Path, seed: int = 0, steps: dict[str, int] = STEPS)
     start = time.monotonic()
     autoencoder = vae.train(work, steps["vae"], seed)
     vae.polish(autoencoder, work, steps["decoder"], seed)
-    put_model(
-        weights / folders["vae"], autoencoder, "diffusion_pytorch_model.safetensors", ["norm"]
-    )
+    put_vae(weights, autoencoder)
     # From here on the stored, rounded one: what the worker will decode with.
     autoencoder = AutoencoderKLWan.from_pretrained(weights / folders["vae"]).to(device()).eval()
     timed("vae", start)
@@ -102,13 +111,40 @@ def run(work: Path, weights: Path, seed: int = 0, steps: dict[str, int] = STEPS)
     return {"seed": seed, "steps": steps, "training_minutes": minutes, **report}
 
 
+def refine(stage: str, work: Path, weights: Path, steps: int, seed: int) -> None:
+    """Train one stage further, in place of what is in `weights`."""
+    work.mkdir(parents=True, exist_ok=True)
+    stored = evaluate.components(weights, image=stage == "i2v")
+    if stage == "decoder":
+        autoencoder = vae.polish(stored["vae"].to(device()), work, steps, seed)
+        put_vae(weights, autoencoder)
+        return
+    autoencoder = stored["vae"].to(device()).eval()
+    clips = transformer.cache_clips(autoencoder, work, seed, image=stage == "i2v")
+    model, encoder = stored["transformer"], stored["text_encoder"]
+    tokenizer = stored["tokenizer"]
+    transformer.train(stage, model, tokenizer, encoder, clips, work, steps, seed, refine=True)
+    put_transformer(weights, stage, model)
+
+
 def main() -> None:
     """Read the two folders and go."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--work", type=Path, default=Path("work"), help="checkpoints, caches")
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"), help="the result")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data and noise")
+    parser.add_argument("--refine", choices=("decoder", "t2v", "i2v"), help="one stage, further")
+    parser.add_argument("--steps", type=int, help="of the refined stage")
     options = parser.parse_args()
-    report = run(options.work, options.weights)
+    if options.refine:
+        steps = options.steps or STEPS[options.refine]
+        refine(options.refine, options.work, options.weights, steps, options.seed)
+        return
+    report = run(options.work, options.weights, options.seed)
     (options.work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

@@ -39,9 +39,11 @@ BUCKETS = (
     (64, 96, 1, 600, 40, 0.06),
 )
 LEARNING_RATE = {"t2v": 2e-3, "i2v": 1.5e-3}
+REFINE_RATE = 1e-3
 NO_CAPTION = 0.1
 SHIFT = 3.0
-EMA = 0.99
+FIRST_FRAME = 3.0  # weight of the latent frame that holds the given image
+EMA = 0.995
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def cache_clips(vae: AutoencoderKLWan, work: Path, seed: int, image: bool) -> li
         if image and frames == 1:
             continue
         latents, conditions, images, combinations = [], [], [], []
-        for _ in range(0, count // 2 if image else count, 20):
+        for _ in range(0, count, 20):
             some = [trained[int(i)] for i in rng.integers(len(trained), size=20)]
             wander = np.inf if image else data.WANDER
             scenes = [data.place(rng, one, height, width, frames, wander) for one in some]
@@ -207,24 +209,26 @@ def cache_clips(vae: AutoencoderKLWan, work: Path, seed: int, image: bool) -> li
 
 
 def draw_times(rng: np.random.Generator, count: int) -> Tensor:
-    """Noise levels s in (0, 1): half logit-normal, half uniform, all shifted by SHIFT."""
-    uniform = rng.random(count)
-    level = np.where(
-        np.arange(count) % 2 == 0, uniform, 1 / (1 + np.exp(-rng.standard_normal(count)))
-    )
-    return torch.from_numpy(SHIFT * level / (1 + (SHIFT - 1) * level)).float()
+    """Noise levels s in (0, 1): logit-normal and uniform ones shifted by SHIFT, and plain uniform.
+
+    The plain third is for the last steps, where edges are drawn: shifted, few levels are low.
+    """
+    level = rng.random(count)
+    kind = np.arange(count) % 3
+    level = np.where(kind == 0, 1 / (1 + np.exp(-rng.standard_normal(count))), level)
+    shifted = SHIFT * level / (1 + (SHIFT - 1) * level)
+    return torch.from_numpy(np.where(kind == 2, level, shifted)).float()
 
 
 def loss_of(
     model: WanTransformer3DModel,
-    attention: PaddedAttention,
     context: Tensor,
     latents: Tensor,
     condition: Tensor | None,
     image: Tensor | None,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Mean squared error of the velocity. context and its bias: `text.embed`."""
+    """Mean squared error of the velocity; image-to-video's first frame weighs more."""
     times = draw_times(rng, len(latents)).to(latents.device)
     noise = normal(rng, latents)
     level = times.view(-1, 1, 1, 1, 1)
@@ -232,7 +236,11 @@ def loss_of(
     if condition is not None:
         noisy = torch.cat([noisy, condition], dim=1)
     answer = model(noisy, times * 1000, context, image, return_dict=False)[0]
-    return F.mse_loss(answer.float(), noise - latents)
+    square = (answer.float() - (noise - latents)).square()
+    if condition is not None:
+        square = torch.cat([FIRST_FRAME * square[:, :, :1], square[:, :, 1:]], dim=2)
+    mean: Tensor = square.mean()
+    return mean
 
 
 def train(
@@ -244,9 +252,12 @@ def train(
     work: Path,
     steps: int,
     seed: int = 0,
+    *,
+    refine: bool = False,
 ) -> None:
     """Train `model` in place, and `encoder` with it for task t2v; continues work/<task>.pt.
 
+    refine: the model is trained already: the encoder stays as it is, and the rate is REFINE_RATE.
     What is left in both at the end is the running mean (EMA) of the weights.
     """
     model.to(device()).train()
@@ -254,12 +265,14 @@ def train(
     attention = PaddedAttention()
     model.set_attn_processor(attention)
     together: dict[str, nn.Module] = {"model": model}
-    if task == "t2v":
-        together["encoder"] = encoder
+    if task == "t2v" and not refine:
+        together["encoder"] = encoder.train()
+    else:
+        encoder.eval().requires_grad_(False)
     parts = nn.ModuleDict(together)
     optimiser = Optimiser(
         parts.named_parameters(),
-        LEARNING_RATE[task],
+        REFINE_RATE if refine else LEARNING_RATE[task],
         ("patch_embedding", "proj_out", "encoder.shared", "embed_tokens"),
     )
     mean = {name: value.detach().clone() for name, value in parts.state_dict().items()}
@@ -293,9 +306,7 @@ def train(
         # In bf16 on a GPU; at this width fp32 is the faster one on a CPU.
         with torch.autocast("cuda", torch.bfloat16, enabled=device().type == "cuda"):
             context, attention.bias = text.embed(encoder, ids.to(device()), mask.to(device()))
-            loss = loss_of(
-                model, attention, context, latents, of(chosen.condition), of(chosen.image), rng
-            )
+            loss = loss_of(model, context, latents, of(chosen.condition), of(chosen.image), rng)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = optimiser.step(trapezoid(step, steps))
         with torch.no_grad():
