@@ -31,6 +31,7 @@ class Mutant:
 
 FILM = "src/wan_worker/film.py"
 GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py"
+SOLVER = "src/wan_worker/solver.py"
 CONDITIONS = "src/wan_worker/conditions.py"
 MEANING, MODELS = "tests/test_meaning.py", "tests/test_models.py"
 
@@ -43,11 +44,18 @@ MUTANTS = (
         f"{MEANING}::test_the_prompt_is_followed",
     ),
     Mutant(
+        "negative prompt dropped",
+        GENERATE,
+        "negative_prompt=plan.negative_prompt",
+        'negative_prompt=""',
+        f"{MEANING}::test_the_negative_prompt_repels",
+    ),
+    Mutant(
         "latent mean ignored",
         GENERATE,
         "* std + mean",
         "* std",
-        f"{MEANING}::test_the_prompt_is_followed",
+        "tests/test_generate.py::test_decoding_frame_by_frame_equals_the_vaes_own_decode",
     ),
     Mutant(
         "latent std ignored",
@@ -79,7 +87,7 @@ MUTANTS = (
     ),
     Mutant(
         "shift ignored",
-        PIPELINES,
+        SOLVER,
         '"flow_shift": plan.flow_shift,',
         '"flow_shift": 1.0,',
         "tests/test_generate.py::test_the_requests_shift_moves_the_noise_levels",
@@ -107,7 +115,7 @@ MUTANTS = (
     ),
     Mutant(
         "strength ignored",
-        PIPELINES,
+        SOLVER,
         "if plan.steps_taken < plan.num_inference_steps:",
         "if False:",
         f"{MODELS}::test_an_image_stays_closer_to_its_picture_at_a_lower_strength",

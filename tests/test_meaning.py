@@ -103,13 +103,15 @@ def test_guidance_changes_the_picture(serve: Serve) -> None:
 @pytest.mark.parametrize("seed", [1, 3])
 def test_the_negative_prompt_repels(serve: Serve, seed: int) -> None:
     # The prompt leaves the colour open: what is drawn then is what the negative prompt names next.
+    # The same clip comes in another colour, which may be one between those that have a name.
     small = {"size": "64x64", "num_frames": 9, "seed": seed}
     prompt = "a circle moving right on a white background"
     freely = measure(video(serve, prompt, negative_prompt="", **small))
     assert freely.colour is not None
     refused = f"a {freely.colour} circle"
     otherwise = measure(video(serve, prompt, negative_prompt=refused, **small))
-    assert otherwise.colour not in (None, freely.colour)
+    assert otherwise.colour != freely.colour
+    assert (otherwise.kind, otherwise.motion) == (freely.kind, freely.motion) == ("circle", "right")
     assert otherwise.background == freely.background == "white"
 
 
@@ -159,7 +161,7 @@ def test_a_video_begins_with_its_image_and_goes_on_as_the_prompt_says(
         image_url=data_uri(Image.fromarray(first)),
     )
     found = measure(frames)
-    assert psnr(frames[0], first) > 16  # unfinished training: 28 is the aim
+    assert psnr(frames[0], first) > 28
     assert (found.colour, found.motion) == ("red", direction)
 
 

@@ -60,9 +60,7 @@ def put_transformer(weights: Path, task: str, model: Any) -> None:
     stored, and 66 kB less in each file keep the set under 10 MB.
     """
     wide = [name for name in model._keep_in_fp32_modules if name != "time_embedder"]
-    put_model(
-        weights / evaluate.FOLDERS[task], model, "diffusion_pytorch_model.safetensors", wide
-    )
+    put_model(weights / evaluate.FOLDERS[task], model, "diffusion_pytorch_model.safetensors", wide)
 
 
 def put_vae(weights: Path, model: AutoencoderKLWan) -> None:
