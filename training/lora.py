@@ -88,7 +88,7 @@ def train(weights: Path, steps: int, seed: int) -> dict[str, Tensor]:
     seen = clips(vae.eval(), seed)
     encoder.eval().requires_grad_(False)
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
+    model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS)))
     attention = PaddedAttention()
     model.set_attn_processor(attention)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
