@@ -1,16 +1,17 @@
-"""Which model `auto` takes, as a table to read: tests/golden/auto.md.
+"""Which model `auto` takes and what each preset becomes, as tables to read: tests/golden/auto.md.
 
-python -m tests.test_choose > tests/golden/auto.md      after a change that is meant
+PYTHONPATH=src python -m tests.test_choose > tests/golden/auto.md      after a change that is meant
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wan_worker import contract, plan, request
-from wan_worker.catalog import MODELS, Installed
+from wan_worker import choose, contract, plan, request
+from wan_worker.catalog import MODELS, Installed, Model
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
 from wan_worker.hardware import Hardware
 
@@ -38,6 +39,9 @@ STILLS: dict[str, dict[str, Any]] = {
     "image": {"mode": "image"},
     "image_fast": {"job_type": "image_fast"},
     "image_high": {"job_type": "image_high"},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    name: fields for name, fields in (STILLS | VIDEOS).items() if "job_type" in fields
 }
 REQUESTS = {
     name + start: fields | extra
@@ -90,11 +94,98 @@ def table() -> str:
     for name, fields in REQUESTS.items():
         cells = " | ".join(chosen(fields, models) for models in STORES.values())
         lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *orders(), "", *presets()]) + "\n"
+
+
+def order(fields: Mapping[str, Any]) -> list[str]:
+    """Every model that `auto` may take for a request, in the order in which it prefers them."""
+    left, found = list(MODELS), []
+    while left and (best := chosen(fields, left)) in MODELS:
+        found.append(best)
+        left.remove(best)
+    return found
+
+
+def orders() -> list[str]:
+    lines = [
+        "## Every combination",
+        "",
+        "The first of these that is installed is taken, whichever else are: so it is in all 511 "
+        "combinations of the nine models, as a test makes sure.",
+        "",
+        "| request | in order |",
+        "|---|---|",
+    ]
+    return lines + [f"| {name} | {' > '.join(order(f)) or '–'} |" for name, f in REQUESTS.items()]
+
+
+def presets() -> list[str]:
+    """What each preset becomes on each model: as generated, before cropping and trimming."""
+    lines = [
+        "## What each preset becomes",
+        "",
+        "Frame and frames as generated, on a GPU of 150 GB; from square pictures where the model "
+        "needs one.",
+        "",
+        "| model | " + " | ".join(PRESETS) + " |",
+        f"|---|{'---|' * len(PRESETS)}",
+    ]
+    for model in MODELS.values():
+        cells = " | ".join(described(model, fields) for fields in PRESETS.values())
+        lines.append(f"| {model.id} | {cells} |")
+    return lines
+
+
+def described(model: Model, fields: Mapping[str, Any]) -> str:
+    still = fields["job_type"].startswith("image")
+    pictures = {
+        **({"image_url": URL} if model.image == "required" else {}),
+        **({"last_image_url": URL} if model.last_image == "required" else {}),
+        **({"image_url": URL} if model.image == "optional" and model.text_pipeline is None else {}),
+    }
+    try:
+        made = preset_on(model, fields, {} if still else pictures)
+    except WorkerError as refusal:
+        return refusal.code.lower().replace("_", " ")
+    wide, high = made.generated_size
+    length = "" if still else f"x{made.generated_frames}"
+    return (
+        f"{wide}x{high}{length}, {made.num_inference_steps} {made.solver}, "
+        f"guidance {made.guidance_scale:g}, shift {made.flow_shift:g}"
+    )
+
+
+def preset_on(model: Model, fields: Mapping[str, Any], pictures: Mapping[str, Any]) -> plan.Plan:
+    made = make([model.id], model=model.id, mode=None, **fields, **pictures)
+    return plan.fit_to_image(made, (1000, 1000)) if pictures else made
 
 
 def test_auto_takes_what_the_table_says() -> None:
     assert table() == GOLDEN.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_whatever_is_installed_the_first_in_order_is_taken(name: str) -> None:
+    fields = request.parse({"input": {"prompt": "x"} | REQUESTS[name]}, CONTRACT)
+    ordered = order(REQUESTS[name])
+    for count in range(1, len(MODELS) + 1):
+        for models in itertools.combinations(MODELS, count):
+            first = next((model for model in ordered if model in models), None)
+            here = {model: Installed({}, tiny=False) for model in models}
+            if first is None:
+                with pytest.raises(WorkerError):
+                    choose.choose(fields, here, None)
+            else:
+                assert choose.choose(fields, here, None)[0].id == first
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("model_id", MODELS)
+def test_every_preset_runs_on_every_model_that_serves_it(model_id: str, name: str) -> None:
+    model, fields = MODELS[model_id], PRESETS[name]
+    still = fields["job_type"].startswith("image")
+    served = model.text_pipeline is not None or not still
+    assert ("x" in described(model, fields)) is served
 
 
 def make(models: list[str], **fields: Any) -> plan.Plan:
@@ -102,7 +193,8 @@ def make(models: list[str], **fields: Any) -> plan.Plan:
         name: Installed({c.name: c.stored_bytes for c in MODELS[name].components}, tiny=False)
         for name in models
     }
-    asked = request.parse({"input": {"mode": "video", "prompt": "x"} | fields}, CONTRACT)
+    given = {"mode": "video", "prompt": "x"} | fields
+    asked = request.parse({"input": {k: v for k, v in given.items() if v is not None}}, CONTRACT)
     return plan.make(asked, GPU, here)
 
 

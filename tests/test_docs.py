@@ -1,6 +1,7 @@
 """The README's tables say what the schemas and the code say."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -35,12 +36,18 @@ def test_every_error_code_has_a_meaning_and_no_meaning_is_left_over(tables: Modu
 
 
 def test_every_variable_that_is_read_is_documented() -> None:
-    import re
-
     source = (ROOT / "src" / "wan_worker" / "settings.py").read_text()
     names = set(re.findall(r'"((?:[A-Z]+_)+[A-Z]+)"', source)) - {"RUNPOD_WEBHOOK_GET_JOB"}
     readme = (ROOT / "README.md").read_text("utf-8")
     assert {name for name in names if f"`{name}`" not in readme} == set()
+
+
+def test_every_feature_names_a_test_that_there_is() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    named = re.findall(r'\]\((tests/\S+\.py) "(\w+)"\)', readme)
+    assert len(named) > 20
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), (path, name)
 
 
 def test_nothing_points_outside_the_repository() -> None:
