@@ -138,7 +138,7 @@ MEANINGS = {
     "OUTPUT_TOO_LARGE": "the file does not fit into a response; use a bucket",
     "FETCH_FAILED": "the reference image or a LoRA could not be downloaded",
     "STORAGE_FAILED": "the bucket refused the file or was out of reach",
-    "OUT_OF_MEMORY": "too many pixels or frames for this GPU; the worker restarts",
+    "OUT_OF_MEMORY": "too many pixels or frames for this GPU, tried twice; the worker restarts",
     "DISK_FULL": "the worker's disk is full",
     "DEADLINE": "`JOB_TIMEOUT_SECONDS` is over; the message names the stage",
     "MODEL_UNAVAILABLE": "the model is known but not installed; the message has the command",

@@ -123,7 +123,7 @@ def test_every_model_makes_its_480p_clip_on_16_gb(model: Model) -> None:
 
 @pytest.mark.parametrize(("model", "job", "gb"), CASES)
 def test_more_memory_never_makes_a_layout_worse(model: Model, job: Job, gb: int) -> None:
-    order = list(memory._ladder(model, job, None, "bf16"))
+    order = list(memory.ladder(model, job, None, "bf16"))
     ranks = []
     for free in range(CARDS[gb] - 2000, CARDS[gb] + 2001, 1000):
         found = memory.choose(

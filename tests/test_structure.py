@@ -40,6 +40,7 @@ ORDER = [
         "memory",
         "plan",
         "chain",
+        "recovery",
         "progress",
     ),
     *("addresses", "net", "images", "references", "measure"),

@@ -7,15 +7,18 @@ can't lose it; of a long video that fails midway, the file of what was made unti
 Not covered: holding the GPU (job), saving the files (delivery).
 """
 
+import logging
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import artifact, encode, generate, lora, upscale
+from wan_worker import artifact, encode, generate, lora, recovery, upscale
 from wan_worker.artifact import Artifact
 from wan_worker.catalog import Installed
+from wan_worker.errors import OutOfMemory
+from wan_worker.faults import is_out_of_memory
 from wan_worker.film import Film
 from wan_worker.hardware import Hardware
 from wan_worker.lora_store import LoraFile
@@ -24,9 +27,13 @@ from wan_worker.plan import Plan
 from wan_worker.progress import Control, Part
 from wan_worker.references import References
 from wan_worker.rrdbnet import Network
+from wan_worker.settings import Placement
 
 if TYPE_CHECKING:
     from wan_worker.generate import Frames
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Studio:
     extras: Mapping[str, Installed]
     """Components beside the models, by name."""
     loras: tuple[LoraFile, ...]
+    placement: Placement | None
+    """The operator's."""
     ffmpeg: str
     folder: Path
     """Where the files go, named by the output's place."""
@@ -49,19 +58,49 @@ def make(
 ) -> Plan:
     """Make every output of the plan, and add its file to ``made``.
 
+    Where memory runs out, what is not yet made is tried once more in less of it.
+
     Args:
         pictures: at the plan's generated size.
 
     Returns:
-        The plan with the notices that came up on the way.
+        The plan as it was carried out, with the notices that came up on the way.
+
+    Raises:
+        OutOfMemory: in the second try too, with what would take less.
     """
+    here = studio.installed[planned.model.id]
+    try:
+        return _make(planned, pictures, studio, made, control)
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+    # Out of the except clause: its traceback would hold the tensors that are to be freed.
+    log.warning("out of memory in stage %s: trying again in less", control.stage)
+    studio.pool.free()
+    control.parts = ()
+    planned = recovery.lower(planned, here, studio.hardware, studio.placement, control.stage)
+    try:
+        return _make(planned, pictures, studio, made, control)
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+    studio.pool.free()
+    raise OutOfMemory(
+        f"Out of memory, in a second try with less of it too: {recovery.advice(planned, here)}"
+    )
+
+
+def _make(
+    planned: Plan, pictures: References, studio: Studio, made: list[Artifact], control: Control
+) -> Plan:
     count = len(planned.outputs)
     with _equipped(planned, studio, control) as (pipeline, fits):
         planned = _with_loras(planned, studio.loras, fits)
         network = studio.pool.upscaler(planned, studio.extras)
         control.enter("prompt")
         embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
-        for first in range(0, 0 if planned.segments else count, planned.batch_size):
+        for first in range(len(made), 0 if planned.segments else count, planned.batch_size):
             rows = slice(first, min(first + planned.batch_size, count))
             control.parts = _parts(rows.start, rows.stop, count)
             control.enter("denoise")
@@ -76,7 +115,7 @@ def make(
                 frames = generate.frames(pipeline.vae, clip, planned, control)
                 made.append(_file(frames, network, index, planned, studio, control))
     del pipeline  # its parts must be free to make way for those of the next segment's
-    for index in range(count if planned.segments else 0):
+    for index in range(len(made), count if planned.segments else 0):
         control.parts = _parts(index, index + 1, count)
         film = Film(
             of_output(planned, index),
@@ -87,7 +126,7 @@ def make(
             control,
         )
         made.append(_file(film.frames(), network, index, planned, studio, control))
-        if film.failure is not None:
+        if film.failure is not None:  # of ours: what is in ``made`` is not to be made again
             raise film.failure
     control.parts = ()
     return replace(planned, notices=(*planned.notices, *notices))

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from wan_worker import generate
-from wan_worker.errors import Canceled, DeadlineExceeded
+from wan_worker import faults, generate
+from wan_worker.errors import Canceled, DeadlineExceeded, WorkerError
 from wan_worker.plan import Plan
 from wan_worker.progress import Control, Part
 from wan_worker.references import References
@@ -53,7 +53,7 @@ class Film:
         self._first, self._last = pictures.first, pictures.last
         self._equipped = equipped
         self._control = control
-        self.failure: Exception | None = None
+        self.failure: WorkerError | None = None
         """Why the stream ended early, if it did."""
 
     def frames(self) -> Generator["Frames", None, None]:
@@ -78,7 +78,9 @@ class Film:
                     raise
                 if isinstance(problem, DeadlineExceeded):
                     control.extend(FINISH_SECONDS)
-                self.failure = problem
+                self.failure = (
+                    problem if isinstance(problem, WorkerError) else faults.classify(problem)
+                )
                 return
         control.parts = outer
 

@@ -168,7 +168,14 @@ def _serve(
         with _exclusive(worker.gpu, control):
             here = _installed(worker)
             studio = Studio(
-                worker.pool, worker.hardware, here, _extras(worker), files, worker.ffmpeg, folder
+                worker.pool,
+                worker.hardware,
+                here,
+                _extras(worker),
+                files,
+                worker.settings.placement,
+                worker.ffmpeg,
+                folder,
             )
             planned = clips.make(planned, pictures, studio, made, control)
         control.enter("upload")

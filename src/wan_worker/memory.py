@@ -140,7 +140,7 @@ def choose(
     """
     weights = sum(weight_bytes(model, component_bytes, weight_type).values())
     off_the_gpu = ("sequential", "group") if weights <= _host_bytes(hardware) else ()
-    for layout in _ladder(model, job, placement, weight_type):
+    for layout in ladder(model, job, placement, weight_type):
         estimated = estimate(model, component_bytes, job, layout)
         here = layout.placement == "resident" or layout.placement in off_the_gpu
         if here and estimated.peak_bytes <= hardware.free_bytes:
@@ -148,9 +148,10 @@ def choose(
     return None
 
 
-def _ladder(
+def ladder(
     model: Model, job: Job, placement: Placement | None, weight_type: WeightType
 ) -> Iterator[Layout]:
+    """The layouts that a job may take, best first; their peaks are not yet estimated."""
     placements: tuple[Placement, ...] = ("resident", "sequential", "group")
     if placement is not None:
         placements = (placement,)
@@ -289,11 +290,20 @@ def _least(
     weight_type: WeightType,
 ) -> Layout:
     """Of all layouts, the one that takes the least of the GPU."""
-    layouts = _ladder(model, job, placement, weight_type)
+    layouts = ladder(model, job, placement, weight_type)
     return min(
         (estimate(model, component_bytes, job, layout) for layout in layouts),
         key=lambda layout: layout.peak_bytes,
     )
+
+
+def smaller_jobs(job: Job) -> Iterator[tuple[Job, str]]:
+    """Smaller jobs of Wan's usual sizes and lengths, largest frame first, and how to say them."""
+    for frames in (job.frames, 81, 49, 33, 17):
+        for width, height in ((1280, 720), (832, 480), (640, 384)):
+            if frames * width * height < job.frames * job.pixels:
+                smaller = replace(job, pixels=width * height, frames=frames, batch=1)
+                yield smaller, f"{width}x{height} with {frames} frames"
 
 
 def _would_fit(
@@ -305,13 +315,9 @@ def _would_fit(
     weight_type: WeightType,
 ) -> str:
     """A smaller job, or smaller weights, that this GPU could take."""
-    for frames in (job.frames, 81, 49, 33, 17):
-        for width, height in ((1280, 720), (832, 480), (640, 384)):
-            smaller = replace(job, pixels=width * height, frames=frames, batch=1)
-            if frames * smaller.pixels >= job.frames * job.pixels:
-                continue
-            if choose(model, component_bytes, smaller, hardware, placement, weight_type):
-                return f". {width}x{height} with {frames} frames would fit"
+    for smaller, said in smaller_jobs(job):
+        if choose(model, component_bytes, smaller, hardware, placement, weight_type):
+            return f". {said} would fit"
     if weight_type == "bf16" and choose(model, component_bytes, job, hardware, placement, "fp8"):
         return '. With precision "fp8" it would fit'
     return ""

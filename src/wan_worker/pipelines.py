@@ -94,6 +94,11 @@ class Pool:
             del self._bytes[component.name]
             _release_memory(self._hardware)
 
+    def free(self) -> None:
+        """Give back all of the GPU that can be: after a fault, before another try."""
+        self._make_room({}, 0, waiting=False)
+        _release_memory(self._hardware)
+
     def upscaler(self, plan: Plan, extras: Mapping[str, Installed]) -> rrdbnet.Network | None:
         """The plan's upscaler on the plan's device, or None where it has none.
 

@@ -273,7 +273,7 @@ def make(
             field=request.pointer("num_inference_steps"),
         )
     kind = request.precision or weight_type or "bf16"
-    layout = memory.place(model, here, _job(plan, area, 1), hardware, placement, kind)
+    layout = memory.place(model, here, job_of(plan, area), hardware, placement, kind)
     weights = sum(loaded_bytes(here, hardware).values())
     plan = replace(
         plan,
@@ -305,12 +305,31 @@ def batch_size(plan: Plan, area: int, here: Installed, hardware: Hardware) -> tu
     tokens = latent_frames * math.ceil(area / plan.model.grid**2)
     fitting = max(1, min(wanted, BATCH_TOKENS // tokens))
     while fitting > 1 and not memory.fits(
-        plan.model, here, _job(plan, area, fitting), plan.layout, hardware
+        plan.model, here, job_of(plan, area, fitting), plan.layout, hardware
     ):
         fitting -= 1
     # Even batches: four outputs where three would fit go as two and two.
     size = math.ceil(wanted / math.ceil(wanted / fitting))
     return size, f"batch_size: {size} of {wanted} outputs at a time, {tokens} tokens each"
+
+
+def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
+    """What memory is asked about.
+
+    Args:
+        area: pixels of a frame, at most, where the size waits for the picture.
+    """
+    pixels = plan.pixel_budget if area is None else area
+    if plan.size is not None:
+        pixels = plan.generated_size[0] * plan.generated_size[1]
+    return Job(
+        pixels,
+        plan.generated_frames,
+        bool(plan.references),
+        batch,
+        upscaled=plan.upscale > 1,
+        adapters=len(plan.loras),
+    )
 
 
 def fit_to_image(plan: Plan, image_size: Size, *other_sizes: Size) -> Plan:
@@ -371,19 +390,6 @@ def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
         return asked
     reasons.append(f"{name}: {native}, the model's default")
     return native
-
-
-def _job(plan: Plan, area: int, batch: int) -> Job:
-    """What memory is asked about: the size that is generated, or at most is."""
-    pixels = area if plan.size is None else plan.generated_size[0] * plan.generated_size[1]
-    return Job(
-        pixels,
-        plan.generated_frames,
-        bool(plan.references),
-        batch,
-        upscaled=plan.upscale > 1,
-        adapters=len(plan.loras),
-    )
 
 
 def _explain_grid(plan: Plan) -> Plan:
