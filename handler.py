@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import runpod
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
+from wan_worker import doctor, hardware
 from wan_worker import job as jobs
 from wan_worker.errors import ConfigInvalid
 from wan_worker.progress import Control, Relay
@@ -59,6 +61,21 @@ def make_handler(settings: Settings) -> Any:
     return handle
 
 
+def make_fitness_check(settings: Settings) -> Callable[[], None]:
+    """What RunPod's SDK asks before the first job: where it raises, the worker does not start."""
+
+    def fitness() -> None:
+        found = list(doctor.examine(settings, hardware.detect()))
+        for finding in found:
+            level = {"ok": logging.INFO, "warning": logging.WARNING, "problem": logging.ERROR}
+            log.log(level[finding.level], "%s", finding)
+        problems = [finding.said for finding in found if finding.level == "problem"]
+        if problems:
+            raise RuntimeError("not fit for jobs: " + "; ".join(problems))
+
+    return fitness
+
+
 def main() -> None:
     try:
         settings = from_env(os.environ)
@@ -73,6 +90,7 @@ def main() -> None:
         handler = make_handler(settings)
     except ConfigInvalid as problem:
         sys.exit(f"{problem.code}: {problem.message}")
+    runpod.serverless.register_fitness_check(make_fitness_check(settings))
     runpod.serverless.start({
         "handler": handler,
         "concurrency_modifier": lambda _: settings.worker_concurrency,

@@ -10,7 +10,6 @@ worker as it was. The plan is complete before anything is downloaded or the GPU 
 
 import json
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from wan_worker import (
     references,
     request,
     response,
+    scratch,
     storage,
     weights,
 )
@@ -64,7 +64,6 @@ log = logging.getLogger(__name__)
 
 CALLBACK_SECONDS = 20.0
 LAST_CALLBACK_SECONDS = 2.0
-TEMP_PREFIX = "wan-job-"
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ def make_worker(settings: Settings) -> Worker:
     """
     if settings.default_model is not None and settings.default_model not in MODELS:
         raise ConfigInvalid(f"DEFAULT_MODEL: must be one of {', '.join(MODELS)}")
+    scratch.sweep()
     machine = hardware.detect()
     others = (enhancer(settings.enhancer_model),)
     for line in weights.explain(settings.models_dir, settings.volume_dir, *others):
@@ -120,8 +120,8 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
     known, error = _Known(), None
     answer: dict[str, Any] = {}
     try:
-        with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, ignore_cleanup_errors=True) as folder:
-            answer = _serve(job, worker, control, Path(folder), known)
+        with scratch.folder() as folder:
+            answer = _serve(job, worker, control, folder, known)
         json.dumps(answer, allow_nan=False)  # RunPod's SDK posts nothing at all if this fails
     except WorkerError as problem:
         error = problem

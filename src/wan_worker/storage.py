@@ -15,9 +15,12 @@ import hashlib
 import json
 import re
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,6 +197,28 @@ def remove(asset: StoredAsset, to: Destination) -> None:
     elif isinstance(to, S3):
         with _storage_errors():
             _client(to.bucket).delete_object(Bucket=to.bucket.name, Key=asset.key)
+
+
+def probe(bucket: Bucket) -> float:
+    """Write a small object and remove it.
+
+    Returns:
+        Seconds by which the store's clock is ahead of ours.
+
+    Raises:
+        StorageFailed: it can't be written; not retryable where another try would end the same.
+    """
+    from botocore.exceptions import ClientError
+
+    key = _full_key(bucket, f"worker-check-{uuid.uuid4().hex}")
+    with _storage_errors():
+        client = _client(bucket)
+        answer = client.put_object(Bucket=bucket.name, Key=key, Body=b"a worker looked\n")
+        ours = time.time()
+        with suppress(ClientError):  # keys that may only write are enough for jobs
+            client.delete_object(Bucket=bucket.name, Key=key)
+    dated = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(dated).timestamp() - ours if dated else 0.0
 
 
 def job_folder(job_id: str) -> str:
