@@ -241,6 +241,7 @@ def test_an_image_stays_closer_to_its_picture_at_a_lower_strength(make: Make, so
         "num_frames": None,
         "num_inference_steps": 10,
         "prompt": "a blue circle on a white background",
+        "guidance_scale": 2.0,
         "image_url": square(26),
         "solver": solver,
         "model": "wan2.1-t2v-1.3b",

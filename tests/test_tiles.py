@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tests.test_generate import build, make_plan
 from wan_worker import generate, job
 from wan_worker.errors import Canceled
+from wan_worker.progress import Control
+from wan_worker.references import References
 from wan_worker.tiles import in_tiles, starts
 
 
@@ -70,9 +72,7 @@ def test_a_real_decoders_tiles_are_near_its_whole_frames(worker: job.Worker) -> 
     planned = make_plan(worker, size="160x112")
     pipeline = build(worker, planned)
     embeds, negative, _ = generate.encode_prompts(pipeline, planned)
-    from wan_worker.progress import Control
-
-    latents = generate.denoise(pipeline, planned, embeds, negative, None, Control())
+    latents = generate.denoise(pipeline, planned, embeds, negative, References(), Control())
     vae = pipeline.vae
     parts = (vae.post_quant_conv, vae.decoder)
 
