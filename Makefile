@@ -5,7 +5,7 @@ PORT ?= 8000
 # Through the environment, not the command line: a prompt may hold quotes.
 export PROMPT ?= a red circle moving right on a white background
 
-.PHONY: help demo test serve check bench eval docs image-test clean
+.PHONY: help demo test serve check bench eval soak doctor docs image-test clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,8 @@ help:
 	@echo "make serve   RunPod's local test server on http://localhost:$(PORT) (POST /runsync)"
 	@echo "make bench   the figures in the README, measured again"
 	@echo "make image-test  build the image, push, pull and run it (root, buildah, debootstrap)"
+	@echo "make doctor  is this machine fit? weights, GPU, ffmpeg, bucket, folders"
+	@echo "make soak    a thousand mixed and faulted jobs: does anything grow? (half an hour)"
 	@echo "make eval    does the tiny Wan draw what 200 unseen captions say? (about ten minutes)"
 	@echo "make docs    write the README's generated tables anew"
 	@echo "make clean   remove .venv and outputs (weights stay)"
@@ -44,6 +46,12 @@ image-test:
 # One thread: tensors this small gain nothing from more.
 eval: $(BIN)/.ready
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python -m training.evaluate --report training/report.json
+
+soak: $(BIN)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --report tests/soak.json
+
+doctor: $(BIN)/.ready
+	PYTHONPATH=src $(BIN)/python -m wan_worker.doctor
 
 docs: $(BIN)/.ready
 	$(BIN)/python docs/tables.py
