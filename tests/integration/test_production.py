@@ -299,3 +299,33 @@ def test_a_half_configured_bucket_stops_the_worker_at_start(tmp_path: Path) -> N
     assert "CONFIG_INVALID" in str(caught.value)
     assert "BUCKET_ENDPOINT_URL" in str(caught.value)
     assert "URL_EXPIRY_SECONDS" in str(caught.value)
+
+
+def test_a_worker_that_is_not_fit_ends_before_its_first_job_and_says_why(tmp_path: Path) -> None:
+    env = {"MODELS_DIR": str(tmp_path / "none")}
+    with (
+        Platform() as platform,
+        pytest.raises(AssertionError) as caught,
+        Worker(platform, tmp_path, env=env),
+    ):
+        pass
+    assert "no model in" in str(caught.value)
+    assert "download_weights.py --models" in str(caught.value)
+
+
+def test_what_a_killed_worker_left_is_gone_when_the_next_one_starts(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    env = {"MODELS_DIR": str(models_dir)}
+    with Platform() as platform:
+        with Worker(platform, tmp_path, env=env) as worker:
+            job_id = platform.submit(SLOW)
+            platform.wait_until(
+                lambda: any(e.payload.get("stage") == "denoise" for e in platform.events(job_id)),
+                30, "the job to denoise",
+            )  # fmt: skip
+            worker.kill()
+            assert len(list(worker.tmp.glob("wan-job-*"))) == 1
+        with Worker(platform, tmp_path, env=env) as worker:
+            assert list(worker.tmp.glob("wan-job-*")) == []
+            output_of(platform.wait(platform.submit(QUICK)))

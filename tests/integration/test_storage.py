@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,27 @@ def test_a_refusal_is_permanent_and_an_outage_is_not(
         storage.put(made, 0, OUTPUT, "x", storage.S3(wrong, 60), Control())
     assert caught.value.retryable is retryable
     assert "x/0.mp4" not in caught.value.message
+
+
+def test_the_probe_writes_and_removes_and_tells_the_time(s3: S3Server, bucket: Bucket) -> None:
+    before = s3.client().list_objects_v2(Bucket=s3.bucket).get("KeyCount")
+    assert abs(storage.probe(bucket)) < 60
+    assert s3.client().list_objects_v2(Bucket=s3.bucket).get("KeyCount") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "retryable"),
+    [
+        ({"secret_access_key": Secret("CANARY")}, False),
+        ({"endpoint_url": "http://127.0.0.1:9"}, True),
+    ],
+    ids=["wrong keys", "out of reach"],
+)
+def test_the_probe_says_what_is_wrong_without_the_keys(
+    bucket: Bucket, change: dict[str, Any], retryable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StorageFailed) as caught:
+        storage.probe(replace(bucket, **change))
+    assert caught.value.retryable is retryable
+    assert "CANARY" not in caught.value.message
