@@ -130,7 +130,7 @@ class Platform:
             self._stops.append(job_id)
             self._changed.notify_all()
 
-    def wait(self, job_id: str, timeout: float = 60.0) -> dict[str, Any]:
+    def wait(self, job_id: str, timeout: float = 180.0) -> dict[str, Any]:
         """The first final result posted for a job: ``output``, ``error``, ``stopPod``.
 
         Fails with the end of the worker's log on timeout, or as soon as no worker is left.
