@@ -42,7 +42,8 @@ LEARNING_RATE = {"t2v": 2e-3, "i2v": 1.5e-3}
 REFINE_RATE = 1e-3
 NO_CAPTION = 0.1
 SHIFT = 3.0
-FIRST_FRAME = 3.0  # weight of the latent frame that holds the given image
+GIVEN_FRAME = 3.0  # weight of the latent frames that hold a given image
+LAST_ALONE, BOTH_ENDS = 0.15, 0.3  # shares of the clips; of the others the first frame is given
 EMA = 0.995
 
 
@@ -50,7 +51,7 @@ EMA = 0.995
 class Clips:
     """Cached clips of one size. latents: [N, 16, T, h, w], normalised; combinations: N.
 
-    condition: [N, 20, T, h, w], mask and first frame's latents, or None; image: [N, P, D], the
+    condition: [N, 20, T, h, w], mask and given frames' latents, or None; image: [N, P, D], the
     vision tower's answer to the first frame, or None.
     """
 
@@ -158,13 +159,18 @@ def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def first_frame_condition(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """[B, 3, F, H, W] → [B, 20, T, h, w] as WanImageToVideoPipeline.prepare_latents makes it."""
+def frame_condition(vae: AutoencoderKLWan, video: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """[B, 3, F, H, W] → [B, 20, T, h, w] as WanImageToVideoPipeline.prepare_latents makes it.
+
+    first, last: bool [B], whether that frame of the clip is given.
+    """
     gray = torch.zeros_like(video)
-    gray[:, :, :1] = video[:, :, :1]
+    gray[first, :, :1] = video[first, :, :1]
+    gray[last, :, -1:] = video[last, :, -1:]
     latents = normalise(vae, encode(vae, gray)[0])
     mask = torch.zeros_like(latents[:, :4])
-    mask[:, :, 0] = 1.0
+    mask[first, :, 0] = 1.0
+    mask[last, 3, -1] = 1.0  # of the four frames in the last latent one, the last
     return torch.cat([mask, latents], dim=1)
 
 
@@ -192,9 +198,11 @@ def cache_clips(vae: AutoencoderKLWan, work: Path, seed: int, image: bool) -> li
             latents.append(normalise(vae, encode(vae, video)[0]).cpu())
             combinations += some
             if image:
-                conditions.append(first_frame_condition(vae, video).cpu())
+                first, last = given_frames(rng, len(some))
+                conditions.append(frame_condition(vae, video, first, last).cpu())
                 pixels = processor(images=list(drawn[:, 0]), return_tensors="pt")
-                images.append(tower(**pixels, output_hidden_states=True).hidden_states[-2])
+                seen = tower(**pixels, output_hidden_states=True).hidden_states[-2]
+                images.append(seen * first.view(-1, 1, 1))
         result.append(
             Clips(
                 torch.cat(latents),
@@ -206,6 +214,12 @@ def cache_clips(vae: AutoencoderKLWan, work: Path, seed: int, image: bool) -> li
         print(f"clips {width}x{height}x{frames}: {len(combinations)}", flush=True)
     save_checkpoint(path, {"clips": [vars(clips) for clips in result]})
     return result
+
+
+def given_frames(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+    """Of each clip, whether its first frame is given, and its last: bool [count] each."""
+    kind = rng.random(count)
+    return torch.from_numpy(kind > LAST_ALONE), torch.from_numpy(kind < LAST_ALONE + BOTH_ENDS)
 
 
 def draw_times(rng: np.random.Generator, count: int) -> Tensor:
@@ -228,7 +242,7 @@ def loss_of(
     image: Tensor | None,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Mean squared error of the velocity; image-to-video's first frame weighs more."""
+    """Mean squared error of the velocity; the frames that image-to-video is given weigh more."""
     times = draw_times(rng, len(latents)).to(latents.device)
     noise = normal(rng, latents)
     level = times.view(-1, 1, 1, 1, 1)
@@ -238,7 +252,8 @@ def loss_of(
     answer = model(noisy, times * 1000, context, image, return_dict=False)[0]
     square = (answer.float() - (noise - latents)).square()
     if condition is not None:
-        square = torch.cat([FIRST_FRAME * square[:, :, :1], square[:, :, 1:]], dim=2)
+        known = condition[:, :4].amax(1, keepdim=True)
+        square = square * (1 + (GIVEN_FRAME - 1) * known)
     mean: Tensor = square.mean()
     return mean
 
