@@ -43,7 +43,7 @@ ORDER = [
         "recovery",
         "progress",
     ),
-    *("addresses", "net", "images", "references", "measure"),
+    *("addresses", "net", "image_parts", "images", "references", "measure"),
     *("tensors", "weights", "lora_store", "tiny", "rrdbnet", "hub", "download", "judge", "prompt"),
     *("solver", "load", "placing", "pipelines", "lora", "conditions", "tiles", "generate", "film"),
     *("upscale", "encode", "containers", "artifact", "clips"),

@@ -214,6 +214,24 @@ def post(
         return Reply(response.status, _retry_after(response.headers.get("Retry-After")))
 
 
+def connect(
+    url: str, policy: Policy, *, field: str | None, seconds: float
+) -> tuple[socket.socket, Callable[[], float]]:
+    """A socket to where a URL leads, for clients that speak for themselves (boto3).
+
+    Returns:
+        The connection, without TLS, and a function that tells the seconds left.
+
+    Raises:
+        UrlBlocked: the URL may not be dialled.
+        FetchFailed: the time is up; also raised by the function, when it is.
+        OSError: nobody answers at any of the checked addresses.
+    """
+    target = addresses.parse(url, field, any_port=policy.allow_private)
+    call = _Call(policy, field, seconds, policy.clock() + seconds)
+    return _connect(target, call), call.left
+
+
 # Where may the socket go?
 
 
@@ -303,6 +321,16 @@ def _connect(target: Target, call: _Call) -> socket.socket:
     raise problem
 
 
+class _Reader(BufferedReader):
+    """What http.client reads from. It asks for as many bytes as a chunk's header says, and takes a
+    negative size as it comes: -1 would read all that a server can send into memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise http.client.HTTPException("a chunk of negative size")
+        return super().read(size)
+
+
 class _Wire(RawIOBase):
     """A socket as http.client wants it, on which every wait ends at the deadline."""
 
@@ -315,7 +343,7 @@ class _Wire(RawIOBase):
         self._sock.sendall(data)
 
     def makefile(self, _mode: str) -> BufferedReader:
-        return BufferedReader(self, CHUNK_BYTES)
+        return _Reader(self, CHUNK_BYTES)
 
     def readable(self) -> bool:
         return True

@@ -6,6 +6,7 @@ Not covered: how many are made at a time (plan).
 """
 
 import secrets
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,6 +74,11 @@ def _prompts(
     else:
         prompts = {f"{where['prompt']}/{index}": prompt for index, prompt in enumerate(given)}
     for pointer, prompt in prompts.items():
-        if not prompt.strip():
+        if not any(_is_visible(character) for character in prompt):
             raise InvalidRequest("Must not be blank", field=pointer)
     return tuple(prompts.values())
+
+
+def _is_visible(character: str) -> bool:
+    """Not a separator, a control, or one of the marks of no width that look like nothing."""
+    return unicodedata.category(character)[0] not in "ZC"
