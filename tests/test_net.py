@@ -380,6 +380,24 @@ def test_broken_answer_is_tried_three_times(site: Site, raw: bytes) -> None:
     assert len(site.seen) == 3
 
 
+@pytest.mark.parametrize("size", [b"-1", b"-5", b"-0x1", b" -1"])
+def test_chunk_of_negative_size_does_not_read_without_end(site: Site, size: bytes) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size)
+        handler.wfile.write(b"\r\n" + b"x" * 20_000_000)
+
+    site.answers["/"] = answer
+    tracemalloc.start()
+    try:
+        with pytest.raises(FetchFailed) as failure:
+            get(site.url + "/")
+        assert tracemalloc.get_traced_memory()[1] < 22_000_000  # the server's own 20 MB
+    finally:
+        tracemalloc.stop()
+    assert failure.value.retryable
+    assert len(site.seen) == 3
+
+
 @pytest.mark.parametrize("size", [0, 1, 65_536, 200_000])
 def test_gzip_body_is_unpacked(site: Site, size: int) -> None:
     site.answers["/"] = reply(200, gzip.compress(b"x" * size), Content_Encoding="gzip")

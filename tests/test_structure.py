@@ -47,7 +47,7 @@ ORDER = [
     *("tensors", "weights", "lora_store", "tiny", "rrdbnet", "hub", "download", "judge", "prompt"),
     *("solver", "load", "placing", "pipelines", "lora", "conditions", "tiles", "generate", "film"),
     *("upscale", "encode", "containers", "artifact", "clips"),
-    *("storage", "response", "delivery", "callback", "scratch", "job", "doctor"),
+    *("caller_store", "storage", "response", "delivery", "callback", "scratch", "job", "doctor"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

@@ -42,7 +42,7 @@ def destination(asked: Request, settings: Settings, policy: net.Policy) -> Desti
     if asked.callback_url is not None:
         net.check(asked.callback_url, policy, field="/input/callback_url")
     if asked.bucket is not None:
-        net.check(asked.bucket.endpoint_url, policy, field="/s3Config/endpointUrl", https_only=True)
+        net.check(asked.bucket.endpoint_url, policy, field=storage.ENDPOINT, https_only=True)
     return storage.choose(
         job_bucket=asked.bucket,
         bucket=settings.bucket,
@@ -50,6 +50,7 @@ def destination(asked: Request, settings: Settings, policy: net.Policy) -> Desti
         output_dir=settings.output_dir,
         response_format=asked.response_format,
         on_platform=settings.on_platform,
+        policy=policy,
     )
 
 

@@ -214,22 +214,16 @@ def post(
         return Reply(response.status, _retry_after(response.headers.get("Retry-After")))
 
 
-def connect(
-    url: str, policy: Policy, *, field: str | None, seconds: float
-) -> tuple[socket.socket, Callable[[], float]]:
-    """A socket to where a URL leads, for clients that speak for themselves (boto3).
-
-    Returns:
-        The connection, without TLS, and a function that tells the seconds left.
+def connect(url: str, policy: Policy, *, field: str | None, seconds: float) -> socket.socket:
+    """A connection, without TLS, to where a URL leads: for a client that speaks for itself.
 
     Raises:
         UrlBlocked: the URL may not be dialled.
-        FetchFailed: the time is up; also raised by the function, when it is.
+        FetchFailed: the time is up.
         OSError: nobody answers at any of the checked addresses.
     """
     target = addresses.parse(url, field, any_port=policy.allow_private)
-    call = _Call(policy, field, seconds, policy.clock() + seconds)
-    return _connect(target, call), call.left
+    return _connect(target, _Call(policy, field, seconds, policy.clock() + seconds))
 
 
 # Where may the socket go?

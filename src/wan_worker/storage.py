@@ -24,6 +24,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
+from wan_worker import caller_store, net
 from wan_worker.artifact import Artifact
 from wan_worker.errors import (
     DiskFull,
@@ -49,6 +50,10 @@ PART_BYTES: Final = 16 * 1024**2
 
 MANIFEST: Final = "manifest.json"
 
+ENDPOINT: Final = "/s3Config/endpointUrl"
+CALLER_SECONDS: Final = 600.0
+"""For one file to a store that the caller named."""
+
 _PERMANENT: Final = frozenset({
     "400", "401", "403", "404", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed",
     "InvalidAccessKeyId", "InvalidBucketName", "NoSuchBucket", "PermanentRedirect",
@@ -62,6 +67,8 @@ class S3:
 
     bucket: Bucket
     url_expiry_seconds: int
+    policy: net.Policy | None = None
+    """Where this worker may connect, for a store that the caller named; None for the operator's."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +128,15 @@ def choose(
     output_dir: Path,
     response_format: str,
     on_platform: bool,
+    policy: net.Policy,
 ) -> Destination:
     """Where this job's assets go."""
     if response_format == "base64":
         return Inline(asked=True)
-    if job_bucket is not None or bucket is not None:
-        chosen = job_bucket or bucket
-        assert chosen is not None  # noqa: S101 (for the type checker)
-        return S3(chosen, url_expiry_seconds)
+    if job_bucket is not None:
+        return S3(job_bucket, url_expiry_seconds, policy)
+    if bucket is not None:
+        return S3(bucket, url_expiry_seconds)
     return Inline(asked=False) if on_platform else Folder(output_dir)
 
 
@@ -182,7 +190,7 @@ def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> N
         _write_local(to.root.resolve() / key, body)
     elif isinstance(to, S3):
         with _storage_errors():
-            _client(to.bucket).put_object(
+            _client(to).put_object(
                 Bucket=to.bucket.name,
                 Key=_full_key(to.bucket, key),
                 Body=body,
@@ -196,7 +204,7 @@ def remove(asset: StoredAsset, to: Destination) -> None:
         (to.root.resolve() / asset.key).unlink(missing_ok=True)
     elif isinstance(to, S3):
         with _storage_errors():
-            _client(to.bucket).delete_object(Bucket=to.bucket.name, Key=asset.key)
+            _client(to).delete_object(Bucket=to.bucket.name, Key=asset.key)
 
 
 def probe(bucket: Bucket) -> float:
@@ -212,7 +220,7 @@ def probe(bucket: Bucket) -> float:
 
     key = _full_key(bucket, f"worker-check-{uuid.uuid4().hex}")
     with _storage_errors():
-        client = _client(bucket)
+        client = _client(S3(bucket, url_expiry_seconds=0))
         answer = client.put_object(Bucket=bucket.name, Key=key, Body=b"a worker looked\n")
         ours = time.time()
         with suppress(ClientError):  # keys that may only write are enough for jobs
@@ -254,7 +262,7 @@ def _put_s3(artifact: Artifact, output: Output, key: str, to: S3, control: Contr
     full_key = _full_key(to.bucket, key)
     control.check()
     with _storage_errors():
-        client = _client(to.bucket)
+        client = _client(to)
         with artifact.path.open("rb") as body:
             client.upload_fileobj(
                 body,
@@ -291,12 +299,13 @@ def _full_key(bucket: Bucket, key: str) -> str:
     return f"{bucket.prefix}/{key}" if bucket.prefix else key
 
 
-def _client(bucket: Bucket) -> Any:
+def _client(to: S3) -> Any:
     import boto3
     from botocore.config import Config
 
+    bucket = to.bucket
     host = re.sub(r"^https?://", "", bucket.endpoint_url)
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=bucket.endpoint_url,
         aws_access_key_id=bucket.access_key_id.reveal(),
@@ -314,6 +323,9 @@ def _client(bucket: Bucket) -> Any:
             response_checksum_validation="when_required",
         ),
     )
+    if to.policy is not None:
+        caller_store.guard(client, to.policy, field=ENDPOINT, seconds=CALLER_SECONDS)
+    return client
 
 
 @contextmanager
