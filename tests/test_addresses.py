@@ -65,6 +65,43 @@ def test_neighbour_of_a_special_range_is_public(ip: str) -> None:
     assert addresses.is_public(ip)
 
 
+REGISTERED = [
+    # IANA's special-purpose registries, whether globally reachable there or not, and the
+    # multicast, reserved and retired ranges that are kept elsewhere.
+    "0.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
+    "172.16.0.0/12", "192.0.0.0/24", "192.0.0.0/29", "192.0.0.8/32", "192.0.0.9/32",
+    "192.0.0.10/32", "192.0.0.170/32", "192.0.0.171/32", "192.0.2.0/24", "192.31.196.0/24",
+    "192.52.193.0/24", "192.88.99.0/24", "192.88.99.2/32", "192.168.0.0/16", "192.175.48.0/24",
+    "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+    "255.255.255.255/32",
+    "::1/128", "::/128", "::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96",
+    "64:ff9b:1::/48", "100::/64", "100:0:0:1::/64", "2001::/23", "2001::/32", "2001:1::1/128",
+    "2001:1::2/128", "2001:1::3/128", "2001:2::/48", "2001:3::/32", "2001:4:112::/48",
+    "2001:10::/28", "2001:20::/28", "2001:30::/28", "2001:db8::/32", "2002::/16",
+    "2620:4f:8000::/48", "3ffe::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10",
+    "fec0::/10", "ff00::/8",
+    # Single addresses that clouds answer on, inside ordinary ranges.
+    "168.63.129.16/32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("network", REGISTERED)
+def test_special_range_is_closed_to_both_edges_and_open_beyond(network: str) -> None:
+    special = ipaddress.ip_network(network)
+    first, last = special[0], special[-1]
+    for inside in (first, last, special[special.num_addresses // 2]):
+        assert not addresses.is_public(str(inside))
+    others = [ipaddress.ip_network(other) for other in REGISTERED]
+    kind, top = type(first), 2**first.max_prefixlen - 1
+    for beyond in (int(first) - 1, int(last) + 1):
+        if not 0 <= beyond <= top:
+            continue
+        neighbour = kind(beyond)
+        given_out = neighbour.version == 4 or neighbour in addresses.GLOBAL_UNICAST_V6
+        elsewhere = any(neighbour in other for other in others if other.version == special.version)
+        assert addresses.is_public(str(neighbour)) is (given_out and not elsewhere)
+
+
 @given(st.ip_addresses())
 def test_nothing_that_the_library_calls_private_is_public(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
