@@ -5,9 +5,10 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import botocore.httpsession
 import pytest
@@ -17,10 +18,8 @@ from tests.integration.s3 import S3Server
 from tests.test_net import (  # noqa: F401 (fixtures among them)
     GUARDED,
     PUBLIC,
-    TlsSite,
     certificate,
     names,
-    tls_site,
 )
 from wan_worker import addresses, caller_store, net, storage
 from wan_worker.artifact import Artifact
@@ -54,7 +53,9 @@ def put(to: storage.S3, folder: Path) -> storage.StoredAsset:
 
 
 @contextmanager
-def answering(first: bytes, then: bytes = b"", pause: float = 0.0) -> Iterator[int]:
+def answering(
+    first: bytes, then: bytes = b"", pause: float = 0.0, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """A server that reads a request, sends ``first``, and ``then`` until nobody listens."""
     over = threading.Event()
 
@@ -64,7 +65,10 @@ def answering(first: bytes, then: bytes = b"", pause: float = 0.0) -> Iterator[i
                 sock, _ = server.accept()
             except OSError:
                 return
-            with sock, suppress(OSError):
+            with ExitStack() as stack, suppress(OSError):
+                sock = stack.enter_context(sock)
+                if tls is not None:
+                    sock = stack.enter_context(tls.wrap_socket(sock, server_side=True))
                 sock.recv(65_536)
                 sock.sendall(first)
                 while then and not over.wait(pause):
@@ -98,6 +102,26 @@ def test_an_upload_goes_to_the_checked_address_and_is_signed_for_the_name(
     assert json.loads((s3.root / s3.bucket / "job" / "manifest.json").read_text()) == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"access_key_id": Secret("nobody")}, {"secret_access_key": Secret("no")}, {"name": "none"}],
+    ids=["unknown key", "wrong secret", "no bucket"],
+)
+def test_a_refusal_is_heard_at_once(
+    s3: S3Server,  # noqa: F811
+    tmp_path: Path,
+    wrong: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The store answers before it has read the body; who waits for more waits for nothing.
+    monkeypatch.setattr(caller_store, "READ_SECONDS", 5)
+    port = int(s3.endpoint_url.rpartition(":")[2])
+    to = store(policy_to(port, [], s3_example=PUBLIC), name=s3.bucket)
+    with pytest.raises(StorageFailed, match="answered") as failure:
+        put(replace(to, bucket=replace(to.bucket, **wrong)), tmp_path)
+    assert not failure.value.retryable
+
+
 @pytest.mark.parametrize("answers", ["10.0.0.7", f"{PUBLIC} 127.0.0.1", "::ffff:169.254.169.254"])
 def test_an_endpoint_that_has_become_private_is_not_dialled(answers: str, tmp_path: Path) -> None:
     turns = iter([(PUBLIC,), tuple(answers.split())])
@@ -128,23 +152,28 @@ def test_a_proxy_of_the_environment_is_refused(tmp_path: Path) -> None:
 
 
 def test_tls_is_checked_for_the_name_and_never_given_up(
-    tls_site: TlsSite,  # noqa: F811
     certificate: Path,  # noqa: F811
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    asked: list[str | None] = []
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    tls.sni_callback = lambda _sock, name, _context: asked.append(name)
     dialled: list[str] = []
-    to = store(policy_to(tls_site.port, dialled, secure_example=PUBLIC), "https://secure.example")
-    with monkeypatch.context() as patch:
-        patch.setattr(botocore.httpsession, "get_cert_path", lambda _verify: str(certificate))
-        storage.put_manifest({"a": 1}, "job", to)
-    assert tls_site.names == ["secure.example"]
-    assert dialled == [f"{PUBLIC}:443"]
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # between the SDK's tries
-    with pytest.raises(StorageFailed):
-        storage.put_manifest({"a": 1}, "job", to)
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", tls=tls) as port:
+        policy = policy_to(port, dialled, secure_example=PUBLIC, other_example=PUBLIC)
+        to = store(policy, "https://secure.example")
+        with monkeypatch.context() as patch:
+            patch.setattr(botocore.httpsession, "get_cert_path", lambda _verify: str(certificate))
+            storage.put_manifest({"a": 1}, "job", to)
+            assert asked == ["secure.example"]
+            assert dialled == [f"{PUBLIC}:443"]
+            monkeypatch.setattr("time.sleep", lambda _seconds: None)  # between the SDK's tries
+            with pytest.raises(StorageFailed):  # the certificate is for another name
+                storage.put_manifest({"a": 1}, "job", store(policy, "https://other.example"))
+        with pytest.raises(StorageFailed):  # nobody vouches for it
+            storage.put_manifest({"a": 1}, "job", to)
     assert set(dialled) == {f"{PUBLIC}:443"}
-    assert ssl.create_default_context().check_hostname
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,19 @@ def test_redirect_is_followed_to_another_public_host(site: Site) -> None:
     ]  # fmt: skip
 
 
+def test_redirect_carries_nothing_from_host_to_host(site: Site) -> None:
+    site.answers["/a?token=hush"] = reply(
+        302, Location="http://cdn.example/b", Set_Cookie="session=hush; Domain=example.com"
+    )
+    site.answers["/b"] = reply(200, b"ok")
+    policy = internet(site, [], example_com=PUBLIC, cdn_example="8.8.8.8")
+    assert get("http://example.com/a?token=hush", policy) == b"ok"
+    (_, first), (_, second) = site.seen
+    assert set(second) == set(first)
+    assert set(second) == {"host", "user-agent", "accept", "accept-encoding", "connection"}
+    assert "hush" not in str(second)
+
+
 def test_redirect_loop_ends_after_five(site: Site) -> None:
     site.answers["/"] = reply(302, Location="/")
     with pytest.raises(UrlBlocked, match="more than 5"):

@@ -128,7 +128,9 @@ class _Leash:
             raise OSError("the store answers without end")
         return size
 
-    def makefile(self, _mode: str, _buffering: int | None = None) -> BufferedReader:
+    def makefile(self, _mode: str, buffering: int = -1) -> BufferedReader | socket.SocketIO:
         """As a socket's own, which would read past us; it too keeps the socket until it is read."""
         self._sock._io_refs += 1  # type: ignore[attr-defined]
-        return BufferedReader(socket.SocketIO(self, "r"))  # type: ignore[arg-type]
+        raw = socket.SocketIO(self, "r")  # type: ignore[arg-type]
+        # Unbuffered for who looks at the first line only, and leaves the rest to another reader.
+        return raw if buffering == 0 else BufferedReader(raw)
