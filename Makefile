@@ -5,7 +5,7 @@ PORT ?= 8000
 # Through the environment, not the command line: a prompt may hold quotes.
 export PROMPT ?= a red circle moving right on a white background
 
-.PHONY: help demo test serve check bench eval soak doctor docs image-test clean
+.PHONY: help demo test serve check bench eval soak doctor docs promises fuzz image-test clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo "make doctor  is this machine fit? weights, GPU, ffmpeg, bucket, folders"
 	@echo "make soak    a thousand mixed and faulted jobs: does anything grow? (half an hour)"
 	@echo "make eval    does the tiny Wan draw what 200 unseen captions say? (about ten minutes)"
+	@echo "make promises  run the tests behind docs/promises.md and write it anew"
+	@echo "make fuzz    20,000 requests and 5,000 images that nobody would think of"
 	@echo "make docs    write the README's generated tables anew"
 	@echo "make clean   remove .venv and outputs (weights stay)"
 
@@ -55,6 +57,14 @@ doctor: $(BIN)/.ready
 
 docs: $(BIN)/.ready
 	$(BIN)/python docs/tables.py
+	$(BIN)/python -m tests.promises_page
+
+promises: $(BIN)/.ready
+	$(BIN)/python -m tests.promises_page --run
+
+fuzz: $(BIN)/.ready
+	PYTHONPATH=src $(BIN)/python -W ignore -m tests.fuzz --requests 20000 --images 5000 \
+		--report docs/fuzz.json
 
 bench: $(BIN)/.ready models/.tiny
 	$(BIN)/python benchmarks/memory.py

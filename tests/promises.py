@@ -43,7 +43,9 @@ PROMISES = (
                 "a_job_without_input_is_refused_with_its_pointer")),
     Promise(2, "a field that there is not", "INVALID_REQUEST with the nearest field that there is",
             _of("test_request", "unknown_field_names_the_nearest_known_one",
-                "unknown_field_with_nothing_near_points_to_the_documentation")),
+                "unknown_field_with_nothing_near_points_to_the_documentation")
+            + _of("test_fuzz",
+                  "a_fuzzed_request_is_planned_or_refused_and_never_planned_when_broken")),
     Promise(3, "NaN, infinities, numbers that overflow",
             "INVALID_REQUEST before the schema's own checks, which they pass or crash",
             _of("test_request", "a_number_that_is_not_finite_is_refused_before_the_schema",
@@ -126,7 +128,8 @@ PROMISES = (
                 "sniffing_hostile_markup_takes_no_time")),
     Promise(24, "a file that is cut off", "IMAGE_REJECTED",
             _of("test_images", "truncated_file_is_rejected",
-                "damaged_file_is_decoded_or_rejected_and_nothing_else")),
+                "damaged_file_is_decoded_or_rejected_and_nothing_else")
+            + _of("test_fuzz", "a_fuzzed_image_is_decoded_or_rejected_within_its_memory")),
     Promise(25, "no bytes, one pixel, a line of pixels", "IMAGE_REJECTED",
             _of("test_images", "empty_file_is_rejected", "tiny_image_is_rejected",
                 "extreme_aspect_is_rejected")),
