@@ -260,8 +260,10 @@ PROMISES = (
                 "offline_an_installed_store_is_enough")),
     Promise(55, "the GPU's memory is full", "one try with a lower plan, then OUT_OF_MEMORY",
             _of("test_job", "a_fault_has_its_code_and_the_next_job_succeeds",
-                "a_failed_jobs_tensors_are_free_before_the_next"),
-            missing="the second try with a lower plan"),
+                "a_failed_jobs_tensors_are_free_before_the_next")
+            + _of("test_recovery", "a_job_that_runs_out_of_memory_once_is_made_in_less_of_it",
+                  "nothing_of_the_first_try_is_held_in_the_second",
+                  "a_second_failure_says_what_would_take_less")),
     Promise(56, "a broken CUDA context or driver", "GPU_FAULT, and the worker restarts",
             _of("test_job", "a_fault_has_its_code_and_the_next_job_succeeds")
             + _of("test_hardware", "a_machine_whose_driver_does_not_answer_is_a_cpu")),
@@ -288,7 +290,8 @@ PROMISES = (
                 "a_segment_that_fails_is_named_and_those_before_it_are_delivered")),
     # Encoding
     Promise(63, "no ffmpeg, or one without the codecs", "CONFIG_INVALID at start",
-            _of("test_encode", "an_ffmpeg_that_will_not_do_is_noticed_at_start")),
+            _of("test_encode", "an_ffmpeg_that_will_not_do_is_noticed_at_start")
+            + _of("test_doctor", "broken_schemas_and_a_missing_encoder_are_both_told")),
     Promise(64, "ffmpeg dies", "ENCODE_FAILED with its last words, less paths",
             _of("test_encode", "a_dying_ffmpeg_is_reported_with_its_words_but_no_path",
                 "a_missing_ffmpeg_is_an_encode_failure")),
@@ -396,8 +399,12 @@ PROMISES = (
     Promise(92, "SIGKILL", "the next start sweeps; nothing half-made is to be seen",
             _of("test_lora_store",
                 "what_a_killed_worker_left_is_swept_and_a_live_download_is_not")
-            + _of("integration/test_download", "a_killed_download_is_completed_by_the_next"),
-            missing="temp folders of jobs that were killed, and half an upload"),
+            + _of("integration/test_download", "a_killed_download_is_completed_by_the_next")
+            + _of("test_scratch",
+                  "what_a_killed_worker_left_is_removed_and_what_a_living_one_uses_stays")
+            + _of("integration/test_production",
+                  "what_a_killed_worker_left_is_gone_when_the_next_one_starts"),
+            missing="half an upload"),
     Promise(93, "a cancel at any stage, or two", "CANCELED within a step; the next job succeeds",
             _of("integration/test_production",
                 "a_job_cancelled_while_denoising_posts_nothing_and_the_next_succeeds")
@@ -414,7 +421,11 @@ PROMISES = (
     Promise(96, "an exit inside a job", "INTERNAL; the worker lives",
             _of("test_job", "a_fault_has_its_code_and_the_next_job_succeeds")),
     Promise(97, "no GPU where there should be one", "the worker does not start",
-            missing="a check at start of our own"),
+            _of("test_doctor",
+                "full_models_without_a_gpu_are_a_problem_where_it_is_paid_for",
+                "the_fitness_check_raises_with_all_problems")
+            + _of("integration/test_production",
+                  "a_worker_that_is_not_fit_ends_before_its_first_job_and_says_why")),
     Promise(98, "secrets in logs and answers", "none, whatever goes wrong",
             _of("integration/test_secrets", "no_secret_is_in_a_log_or_an_answer")
             + _of("test_settings", "no_refusal_repeats_a_secret",

@@ -57,9 +57,8 @@ def page(results: Results) -> str:
     lines = [
         "# What goes wrong, and what the worker does then",
         "",
-        "Written by `make promises` from `tests/promises.py`; do not edit. After each of these",
-        "faults the error's code is right, no temp file is left, no secret is in a log, and the",
-        "next job succeeds.",
+        "Written by `make promises` from `tests/promises.py`; do not edit. Promised beside each answer:",
+        "no temp file is left, no secret is in a log or an answer, and the next job succeeds.",
         "",
         f"{len(PROMISES)} promises: {counts['shown']} shown by tests, {counts['in part']} in part, "
         f"{counts['open']} open.",
