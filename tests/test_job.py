@@ -261,7 +261,8 @@ def test_no_temp_folder_outlives_its_job(
     monkeypatch.setattr(tempfile, "tempdir", str(temp))
     for changes in ({}, {"prompt": ""}, {"image_url": "data:image/png;base64,AAAA"}):
         jobs.run({"id": "t", "input": QUICK | changes}, worker, Control())
-    assert list(temp.iterdir()) == []
+    # torch makes a cache of its own there when this is the first job of the process.
+    assert [path for path in temp.iterdir() if not path.name.startswith("torchinductor")] == []
 
 
 # Faults: the code is right, the message tells nothing private, and the next job succeeds.
