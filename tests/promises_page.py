@@ -57,7 +57,7 @@ def page(results: Results) -> str:
     lines = [
         "# What goes wrong, and what the worker does then",
         "",
-        "Written by `make promises` from `tests/promises.py`; do not edit. Promised beside each answer:",
+        "Written by `make promises` from `tests/promises.py`; do not edit. Promised in every row:",
         "no temp file is left, no secret is in a log or an answer, and the next job succeeds.",
         "",
         f"{len(PROMISES)} promises: {counts['shown']} shown by tests, {counts['in part']} in part, "
