@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import QUICK
 from wan_worker import generate, job, plan, request, weights
+from wan_worker.embeddings import Embeddings
 from wan_worker.errors import Canceled, GenerationFailed
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
@@ -28,7 +29,7 @@ def build(worker: job.Worker, planned: Plan) -> Any:
 
 def latents_of(worker: job.Worker, planned: Plan, control: Control | None = None) -> torch.Tensor:
     pipeline = build(worker, planned)
-    embeds, negative, _ = generate.encode_prompts(pipeline, planned)
+    embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     return generate.denoise(pipeline, planned, embeds, negative, References(), control or Control())
 
 
@@ -90,7 +91,7 @@ def test_nan_in_the_latents_is_a_failure_and_not_a_video(worker: job.Worker) -> 
 def test_nan_from_the_model_is_a_failure(worker: job.Worker) -> None:
     planned = make_plan(worker)
     pipeline = build(worker, planned)
-    embeds, negative, _ = generate.encode_prompts(pipeline, planned)
+    embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     with pytest.raises(GenerationFailed):
         generate.denoise(
             pipeline, planned, embeds * float("nan"), negative, References(), Control()
@@ -185,13 +186,15 @@ def test_frames_are_cropped_to_the_centre_and_trimmed(worker: job.Worker) -> Non
 
 def test_a_long_prompt_is_cut_with_a_warning(worker: job.Worker) -> None:
     planned = make_plan(worker, prompt="red circle " * 300)
-    _, _, notices = generate.encode_prompts(build(worker, planned), planned)
+    _, _, notices = generate.encode_prompts(build(worker, planned), planned, Embeddings())
     assert [notice.code for notice in notices] == ["PROMPT_TRUNCATED"]
 
 
 def test_no_negative_prompt_is_encoded_without_guidance(worker: job.Worker) -> None:
     planned = replace(make_plan(worker), guidance_scale=1.0)
-    embeds, negative, notices = generate.encode_prompts(build(worker, planned), planned)
+    embeds, negative, notices = generate.encode_prompts(
+        build(worker, planned), planned, Embeddings()
+    )
     assert embeds.shape == (1, 512, 96)
     assert negative is None
     assert notices == ()

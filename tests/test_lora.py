@@ -20,6 +20,7 @@ from tests.test_job import picture, sha256_of
 from wan_worker import generate, lora
 from wan_worker import job as jobs
 from wan_worker.adapters import Lora
+from wan_worker.embeddings import Embeddings
 from wan_worker.errors import Unsupported
 from wan_worker.lora_store import LoraFile
 from wan_worker.progress import Control
@@ -118,7 +119,7 @@ def latents(worker: jobs.Worker, *files: LoraFile, **changes: Any) -> torch.Tens
     planned = make_plan(worker, **(T2V | changes))
     pipeline = build(worker, planned)
     with lora.applied(pipeline, files):
-        embeds, negative, _ = generate.encode_prompts(pipeline, planned)
+        embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
         return generate.denoise(pipeline, planned, embeds, negative, References(), Control())
 
 

@@ -21,6 +21,7 @@ from tests.test_generate import build, make_plan
 from tests.test_job import data_uri
 from wan_worker import chain, choose, generate, job
 from wan_worker.catalog import MODELS
+from wan_worker.embeddings import Embeddings
 from wan_worker.measure import Measured, measure
 from wan_worker.outputs import Output
 from wan_worker.progress import Control
@@ -227,7 +228,7 @@ def test_a_seeds_content_survives_a_batch(worker: job.Worker) -> None:
     def clips(*outputs: Output) -> list[NDArray[np.uint8]]:
         """Denoised in one call."""
         batch = replace(planned, outputs=outputs)
-        embeds, negative, _ = generate.encode_prompts(pipeline, batch)
+        embeds, negative, _ = generate.encode_prompts(pipeline, batch, Embeddings())
         made = generate.denoise(pipeline, batch, embeds, negative, References(), Control())
         return [torch.cat(list(generate.decode(pipeline.vae, x[None]))).numpy() for x in made]
 

@@ -17,6 +17,7 @@ from tests.test_generate import make_plan
 from wan_worker import generate, job, load, memory, pipelines, weights
 from wan_worker.catalog import MODELS
 from wan_worker.components import VAE_2_1, Component
+from wan_worker.embeddings import Embeddings
 from wan_worker.errors import Canceled, ModelCorrupt
 from wan_worker.hardware import Hardware
 from wan_worker.memory import Layout
@@ -110,7 +111,7 @@ def test_an_offloaded_pipeline_leaves_no_trace_on_what_it_shares(
 def latents_of(pool: pipelines.Pool, planned: Plan, models_dir: Path) -> torch.Tensor:
     here = weights.installed(models_dir)
     pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
-    embeds, negative, _ = generate.encode_prompts(pipeline, planned)
+    embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     picture = Image.new("RGB", planned.generated_size, "red") if planned.references else None
     return generate.denoise(pipeline, planned, embeds, negative, References(picture), Control())
 
@@ -197,7 +198,7 @@ def test_a_job_that_fails_while_its_weights_move_leaves_no_trace(
     before = picture_of(pool, plain, models_dir)
     here = weights.installed(models_dir)[plain.model.id]
     pipeline = pool.pipeline(replace(plain, layout=Layout(failing)), here, lambda: None)
-    embeds, negative, _ = generate.encode_prompts(pipeline, plain)
+    embeds, negative, _ = generate.encode_prompts(pipeline, plain, Embeddings())
 
     def fail(*_: Any) -> None:
         raise RuntimeError("in the middle of a forward")

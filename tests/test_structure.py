@@ -45,6 +45,7 @@ ORDER = [
     ),
     *("addresses", "net", "image_parts", "images", "references", "measure"),
     *("tensors", "weights", "lora_store", "tiny", "rrdbnet", "hub", "download", "judge", "prompt"),
+    "embeddings",
     *("solver", "load", "placing", "pipelines", "lora", "conditions", "tiles", "generate", "film"),
     *("upscale", "encode", "containers", "artifact", "clips"),
     *("caller_store", "storage", "response", "delivery", "callback", "scratch", "job", "doctor"),

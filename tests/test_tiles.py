@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.test_generate import build, make_plan
 from wan_worker import generate, job
+from wan_worker.embeddings import Embeddings
 from wan_worker.errors import Canceled
 from wan_worker.progress import Control
 from wan_worker.references import References
@@ -71,7 +72,7 @@ def test_a_tile_as_large_as_the_frame_changes_no_bit(worker: job.Worker) -> None
 def test_a_real_decoders_tiles_are_near_its_whole_frames(worker: job.Worker) -> None:
     planned = make_plan(worker, size="160x112")
     pipeline = build(worker, planned)
-    embeds, negative, _ = generate.encode_prompts(pipeline, planned)
+    embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     latents = generate.denoise(pipeline, planned, embeds, negative, References(), Control())
     vae = pipeline.vae
     parts = (vae.post_quant_conv, vae.decoder)

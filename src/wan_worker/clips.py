@@ -99,7 +99,9 @@ def _make(
         planned = _with_loras(planned, studio.loras, fits)
         network = studio.pool.upscaler(planned, studio.extras)
         control.enter("prompt")
-        embeds, negative_embeds, notices = generate.encode_prompts(pipeline, planned)
+        embeds, negative_embeds, notices = generate.encode_prompts(
+            pipeline, planned, studio.pool.embeddings
+        )
         for first in range(len(made), 0 if planned.segments else count, planned.batch_size):
             rows = slice(first, min(first + planned.batch_size, count))
             control.parts = _parts(rows.start, rows.stop, count)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wan_worker import conditions
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
+from wan_worker.embeddings import Embeddings, Key
 from wan_worker.errors import GenerationFailed
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
@@ -33,42 +34,52 @@ if TYPE_CHECKING:
 
 
 def encode_prompts(
-    pipeline: Any, plan: Plan
+    pipeline: Any, plan: Plan, known: Embeddings
 ) -> tuple["torch.Tensor", "torch.Tensor | None", tuple[Notice, ...]]:
     """The plan's prompts as umT5 embeddings: each distinct one is encoded once, by itself.
 
+    Args:
+        known: texts that were encoded before. Where it has all of them the encoder does not run.
+
     Returns:
         [outputs, 512, text_dim]; the negative prompt's [1, 512, text_dim], None without guidance;
-        and what the user would mind.
+        both on the device that denoises; and what the user would mind.
     """
     import torch
 
     notices = []
-    encoded: dict[str, torch.Tensor] = {}
-    negative_embeds = None
-    for prompt in dict.fromkeys(output.prompt for output in plan.outputs):
+    prompts = list(dict.fromkeys(output.prompt for output in plan.outputs))
+    for place, prompt in enumerate(prompts):
         tokens = len(pipeline.tokenizer(prompt, verbose=False).input_ids)
         if tokens > MAX_PROMPT_TOKENS:
-            which = "The prompt" if not encoded else f"Prompt {len(encoded) + 1}"
+            which = f"Prompt {place + 1}" if place else "The prompt"
             notices.append(
                 Notice(
                     "PROMPT_TRUNCATED",
                     f"{which} has {tokens} tokens; the model reads the first {MAX_PROMPT_TOKENS}.",
                 )
             )
-        with torch.no_grad():
-            encoded[prompt], negative = pipeline.encode_prompt(
-                prompt=prompt,
-                negative_prompt=plan.negative_prompt,
-                do_classifier_free_guidance=plan.guidance_scale > 1.0 and not encoded,
-                # Its own default is 226 tokens; __call__ uses 512.
-                max_sequence_length=MAX_PROMPT_TOKENS,
-            )
-        negative_embeds = negative if negative_embeds is None else negative_embeds
+    encoder = next(c.name for c in plan.model.components if c.role == "text_encoder")
+    guided = [plan.negative_prompt] if plan.guidance_scale > 1.0 else []
+    encoded: dict[str, torch.Tensor] = {}
+    for text in dict.fromkeys([*prompts, *guided]):
+        key = Key(text, encoder, str(pipeline.text_encoder.dtype))
+        kept = known.get(key)
+        if kept is None:
+            with torch.no_grad():
+                encoded[text], _ = pipeline.encode_prompt(
+                    prompt=text,
+                    do_classifier_free_guidance=False,
+                    # Its own default is 226 tokens; __call__ uses 512.
+                    max_sequence_length=MAX_PROMPT_TOKENS,
+                )
+            known.put(key, encoded[text])
+        else:
+            encoded[text] = kept.to(plan.device)
     # Where parts take turns: else the encoder waits on the GPU until the transformer's turn.
     pipeline.maybe_free_model_hooks()
     embeds = torch.cat([encoded[output.prompt] for output in plan.outputs])
-    return embeds, negative_embeds, tuple(notices)
+    return embeds, encoded[plan.negative_prompt] if guided else None, tuple(notices)
 
 
 def denoise(

@@ -1,8 +1,9 @@
 """Build pipelines from shared components, keep what fits, evict the rest.
 
-``Pool`` is the only state that outlives a job: loaded components by name, in order of last use. A
-pipeline object is put together anew for each job (it costs a millisecond) with a fresh scheduler,
-so nothing a job sets on it can reach the next one.
+``Pool`` is the only state that outlives a job: loaded components by name, in order of last use, and
+what the text encoder made of earlier texts (embeddings). A pipeline object is put together anew for
+each job (it costs a millisecond) with a fresh scheduler, so nothing a job sets on it can reach the
+next one.
 
 Promises: a component is read from disk once while it stays in memory, whichever models use it. What
 others leave no room for on the GPU waits in main memory, and is dropped where that is short too.
@@ -18,6 +19,7 @@ from typing import Any
 from wan_worker import placing, rrdbnet
 from wan_worker.catalog import Installed, Model
 from wan_worker.components import UPSCALER, Component
+from wan_worker.embeddings import Embeddings
 from wan_worker.hardware import Hardware
 from wan_worker.load import load_component, read_ahead
 from wan_worker.memory import host_budget, loaded_bytes
@@ -36,6 +38,7 @@ class Pool:
         self._load = load
         self._components: OrderedDict[str, Any] = OrderedDict()
         self._bytes: dict[str, int] = {}
+        self.embeddings = Embeddings()
 
     @property
     def loaded(self) -> tuple[str, ...]:
