@@ -39,15 +39,17 @@ MUTANTS = (
     Mutant(
         "guidance sign",
         GENERATE,
-        "prompt_embeds=prompt_embeds,\n            negative_prompt_embeds=negative_prompt_embeds,",
-        "prompt_embeds=negative_prompt_embeds,\n            negative_prompt_embeds=prompt_embeds,",
+        "prompt_embeds=prompt_embeds,\n                "
+        "negative_prompt_embeds=negative_prompt_embeds,",
+        "prompt_embeds=negative_prompt_embeds,\n                "
+        "negative_prompt_embeds=prompt_embeds,",
         f"{MEANING}::test_the_prompt_is_followed",
     ),
     Mutant(
         "negative prompt dropped",
         GENERATE,
-        "negative_prompt=plan.negative_prompt",
-        'negative_prompt=""',
+        "prompt=text,",
+        'prompt=text if text in prompts else "",',
         f"{MEANING}::test_the_negative_prompt_repels",
     ),
     Mutant(
@@ -154,6 +156,20 @@ MUTANTS = (
         "manual_seed(output.seed)",
         "manual_seed(plan.outputs[0].seed)",
         f"{MEANING}::test_a_seeds_content_survives_a_batch",
+    ),
+    Mutant(
+        "one embedding for all texts",
+        "src/wan_worker/generate.py",
+        "key = Key(text, encoder",
+        'key = Key("", encoder',
+        "tests/test_embeddings.py::test_the_file_is_the_same_with_and_without_what_was_kept",
+    ),
+    Mutant(
+        "one residual for both branches of guidance",
+        "src/wan_worker/residuals.py",
+        "step, branch = divmod(self.calls, self.branches)",
+        "step, branch = self.calls // self.branches, 0",
+        "tests/test_residuals.py::test_it_is_what_diffusers_magcache_makes_to_the_bit",
     ),
 )
 

@@ -71,6 +71,8 @@ class Job:
     upscaled: bool = False
     adapters: int = 0
     """LoRAs on the model."""
+    residuals: int = 0
+    """Of the transformer's blocks, kept from one step to the next."""
 
 
 def prompt_bytes() -> int:
@@ -93,6 +95,7 @@ def denoise_bytes(model: Model, job: Job) -> int:
     if shape.vace_layers:
         # Every VACE block's hint waits in bf16 for the block that it belongs to.
         per_token += 2 * (shape.vace_layers + 1) * shape.dim
+    per_token += 2 * shape.dim * job.residuals
     latents = latent_frames(job) * job.pixels // (model.grid // 2) ** 2
     channels = 48 if model.grid == 32 else 16
     # Sample, prediction, the other branch, three of the solver's history, the condition and copies.

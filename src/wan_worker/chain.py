@@ -20,6 +20,7 @@ from wan_worker.activations import SHAPES
 from wan_worker.catalog import MODELS, Installed, Model
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
 from wan_worker.hardware import Hardware
+from wan_worker.magnitudes import CURVES
 from wan_worker.memory import gb, loaded_bytes, stay_together
 from wan_worker.outputs import LARGEST_SEED, Output
 from wan_worker.plan import Plan
@@ -60,7 +61,7 @@ def make(
         frames = max(1, round(request.duration * start.fps))
     if frames is None or frames <= model.native_frames + model.temporal_stride:
         return clip(request)
-    for following in _candidates(model, with_loras=bool(request.loras)):
+    for following in _candidates(model, request):
         lengths = split(frames, min(model.native_frames, following.native_frames), model)
         first, *others = _requests(request, start, following, lengths, frames)
         head = clip(first)  # what is wrong with this one is wrong with the request
@@ -92,14 +93,16 @@ def split(frames: int, longest: int, model: Model) -> tuple[int, ...]:
     return tuple((each + (index < more)) * stride + 1 for index in range(count))
 
 
-def _candidates(model: Model, with_loras: bool) -> Iterator[Model]:
+def _candidates(model: Model, request: Request) -> Iterator[Model]:
     """Models that can go on from a frame of this one, best first; LoRAs must fit both."""
     if _starts_from_a_picture(model):
         yield model
     if model.image != "none":
         return
     for other in reversed(tuple(MODELS.values())):
-        if with_loras and SHAPES[other.id].dim != SHAPES[model.id].dim:
+        if request.acceleration == "cached" and other.id not in CURVES:
+            continue
+        if request.loras and SHAPES[other.id].dim != SHAPES[model.id].dim:
             continue
         same = (other.grid, other.temporal_stride, other.fps)
         if _starts_from_a_picture(other) and same == (model.grid, model.temporal_stride, model.fps):
@@ -197,9 +200,7 @@ def _one_pass(request: Request, start: Plan, frames: int, single: Plan | None) -
     """What remains where no installed model can go on: one clip, with a warning, or a refusal."""
     area = 0 if start.size is None else start.size[0] * start.size[1]
     fitting = [
-        m
-        for m in _candidates(start.model, bool(request.loras))
-        if m.max_pixels >= area and m != start.model
+        m for m in _candidates(start.model, request) if m.max_pixels >= area and m != start.model
     ]
     if single is not None:
         why = f"; {fitting[-1].id}, installed, would make it in segments" if fitting else ""

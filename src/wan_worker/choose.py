@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from wan_worker.catalog import MODELS, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
+from wan_worker.magnitudes import CURVES
 from wan_worker.request import Request
 
 Refusal = InvalidRequest | Unsupported
@@ -64,6 +65,12 @@ def misfit(request: Request, model: Model) -> Refusal | None:
     if staged and not model.two_experts:
         return InvalidRequest(
             f"{model.id} has one expert; leave stage out", field=f"{staged[0].field}/stage"
+        )
+    if request.acceleration == "cached" and model.id not in CURVES:
+        return InvalidRequest(
+            f"Nobody has published for {model.id} which steps could be spared; use exact"
+            + _others(lambda m: m.id in CURVES and _wrong_start(request, m) is None),
+            field=request.pointer("acceleration"),
         )
     size = _bound(request)
     if size is not None and _area(size) > model.max_pixels:

@@ -14,7 +14,7 @@ import copy
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import conditions
+from wan_worker import conditions, residuals
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.embeddings import Embeddings, Key
@@ -117,22 +117,23 @@ def denoise(
     # generator for each output, so that it means the same in every batch.
     generators = [torch.Generator("cpu").manual_seed(output.seed) for output in plan.outputs]
     try:
-        latents: torch.Tensor = pipeline(
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            height=height,
-            width=width,
-            num_frames=plan.generated_frames,
-            num_inference_steps=plan.num_inference_steps,
-            guidance_scale=plan.guidance_scale,
-            guidance_scale_2=plan.guidance_scale_2,
-            generator=generators if count > 1 else generators[0],
-            output_type="latent",
-            return_dict=False,
-            callback_on_step_end=on_step_end,
-            callback_on_step_end_tensor_inputs=[],
-            **conditions.arguments(pipeline, plan, references, generators),
-        )[0]
+        with residuals.reused(pipeline, plan):
+            latents: torch.Tensor = pipeline(
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                height=height,
+                width=width,
+                num_frames=plan.generated_frames,
+                num_inference_steps=plan.num_inference_steps,
+                guidance_scale=plan.guidance_scale,
+                guidance_scale_2=plan.guidance_scale_2,
+                generator=generators if count > 1 else generators[0],
+                output_type="latent",
+                return_dict=False,
+                callback_on_step_end=on_step_end,
+                callback_on_step_end_tensor_inputs=[],
+                **conditions.arguments(pipeline, plan, references, generators),
+            )[0]
     finally:
         # The pipeline does this on success only.
         pipeline.maybe_free_model_hooks()

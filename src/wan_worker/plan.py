@@ -8,7 +8,8 @@ Rules, in order:
 4. The length: as asked, generated at the next 4k+1 and trimmed.
 5. ``upscale`` enlarges what was cropped; a video's frame then keeps to a codec level.
 6. The layout of the weights: the best that fits the GPU (memory).
-7. Several outputs: denoised together while that is less than one long clip, else in turn.
+7. ``acceleration``: which steps of the schedule are not computed (reuse).
+8. Several outputs: denoised together while that is less than one long clip, else in turn.
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
 Not covered: how long a job will take.
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker import formats, memory
+from wan_worker import formats, memory, reuse
 from wan_worker.activations import Job
 from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
@@ -31,7 +32,7 @@ from wan_worker.formats import Mode
 from wan_worker.hardware import Hardware
 from wan_worker.memory import Layout, loaded_bytes
 from wan_worker.outputs import Output
-from wan_worker.request import Notice, Request
+from wan_worker.request import Acceleration, Notice, Request
 from wan_worker.settings import Placement, WeightType
 
 BATCH_TOKENS: Final = 32_760
@@ -79,6 +80,10 @@ class Plan:
     enhancer: Literal["keep", "release"] | None = None
     """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
     loras: tuple[PlannedLora, ...] = ()
+    acceleration: Acceleration = "exact"
+    reused: tuple[tuple[bool, ...], ...] = ()
+    """For each transformer, whether each of its steps takes over the residual of the step before;
+    empty where all are computed."""
     segments: tuple["Plan", ...] = ()
     """Of a long video, a plan for each (chain): all but the first start from the frame before, and
     their size is this plan's generated one. Empty: one clip."""
@@ -126,8 +131,14 @@ class Plan:
             return self.num_inference_steps
         return max(1, round(self.num_inference_steps * self.strength))
 
+    @property
+    def reused_steps(self) -> int:
+        """How many of them are not computed."""
+        return sum(map(sum, self.reused))
+
     def public(self) -> dict[str, Any]:
         """The part of the response that says how the job ran."""
+        clips = self.segments or (self,)
         return {
             "model": self.model.id,
             "device": self.device,
@@ -144,9 +155,14 @@ class Plan:
             "batch_size": self.batch_size,
             "upscale": self.upscale,
             "loras": [asdict(lora) for lora in self.loras],
+            "acceleration": {
+                "mode": self.acceleration,
+                "steps": sum(clip.steps_taken for clip in clips),
+                "reused_steps": sum(clip.reused_steps for clip in clips),
+            },
             "segments": [
                 {"model": segment.model.id, "num_frames": segment.generated_frames}
-                for segment in self.segments or (self,)
+                for segment in clips
             ],
             "reasons": list(self.reasons),
         }
@@ -266,6 +282,8 @@ def make(
         notices=tuple(notices),
         loras=tuple(PlannedLora.of(lora) for lora in request.loras),
     )
+    if request.acceleration == "cached":
+        plan = _reusing(plan)
     if area * plan.generated_frames * steps * len(plan.outputs) > MAX_WORK:
         raise InvalidRequest(
             "Size x frames x steps x outputs is over this worker's limit of "
@@ -285,6 +303,22 @@ def make(
         together, why = batch_size(plan, area, here, hardware)
         plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
     return _explain_grid(plan) if plan.size is not None else plan
+
+
+def _reusing(plan: Plan) -> Plan:
+    """Skip what the model's published ratios say may be skipped on this schedule."""
+    taken = plan.steps_taken
+    reused = reuse.by_expert(
+        plan.model, plan.solver, plan.flow_shift, plan.num_inference_steps, taken
+    )
+    plan = replace(plan, acceleration="cached", reused=reused)
+    why = (
+        f"acceleration: cached, {plan.reused_steps} of {taken} steps take over what the step "
+        f"before computed, by the ratios published for {plan.model.id}"
+    )
+    if not plan.reused_steps:
+        why += "; they lie too far apart, and this is exact"
+    return replace(plan, reasons=(*plan.reasons, why))
 
 
 def batch_size(plan: Plan, area: int, here: Installed, hardware: Hardware) -> tuple[int, str]:
@@ -329,6 +363,7 @@ def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
         batch,
         upscaled=plan.upscale > 1,
         adapters=len(plan.loras),
+        residuals=(1 + (plan.guidance_scale > 1)) if plan.reused_steps else 0,
     )
 
 

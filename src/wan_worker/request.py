@@ -12,7 +12,7 @@ a URL (net, images).
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from wan_worker import adapters, formats, outputs
 from wan_worker.adapters import Lora
@@ -23,6 +23,9 @@ from wan_worker.errors import InvalidRequest
 from wan_worker.formats import Mode
 from wan_worker.outputs import Output
 from wan_worker.settings import Bucket, Secret, WeightType, is_endpoint
+
+Acceleration = Literal["exact", "cached"]
+"""How much of Wan's own function a request insists on."""
 
 PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"
 
@@ -75,6 +78,7 @@ class Request:
     upscale: int = 1
     """How many times as wide and high the delivered frames are: 1, 2 or 4."""
     loras: tuple[Lora, ...] = ()
+    acceleration: Acceleration = "exact"
     precision: WeightType | None = None
     """Type of the transformers' weights; None leaves it to the operator."""
     output_format: str = "mp4"
@@ -170,6 +174,7 @@ def parse(job: Mapping[str, Any], contract: Contract) -> Request:
         flow_shift=pick("flow_shift"),
         upscale=int(fields.get("upscale", 1)),
         loras=adapters.parse(fields.get("loras", [])),
+        acceleration=fields.get("acceleration", "exact"),
         precision=None if fields.get("precision") == "auto" else fields.get("precision"),
         output_format=output_format,
         response_format=fields.get("response_format", "url"),
