@@ -33,7 +33,8 @@ FROM libraries AS weights
 COPY download_weights.py ./
 COPY weights/tiny weights/tiny
 COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py \
-     src/wan_worker/components.py src/wan_worker/catalog.py src/wan_worker/tensors.py \
+     src/wan_worker/components.py src/wan_worker/turbo.py src/wan_worker/catalog.py \
+     src/wan_worker/tensors.py \
      src/wan_worker/weights.py src/wan_worker/tiny.py src/wan_worker/rrdbnet.py src/wan_worker/hub.py \
      src/wan_worker/download.py src/wan_worker/
 # Catalog ids, separated by spaces. Empty: no weights in the image (the slim variant).
@@ -85,6 +86,12 @@ COPY --from=weights /layers/wan2.2-t2v-a14b.transformer/ /models/
 COPY --from=weights /layers/wan2.2-t2v-a14b.transformer_2/ /models/
 COPY --from=weights /layers/wan2.2-i2v-a14b.transformer/ /models/
 COPY --from=weights /layers/wan2.2-i2v-a14b.transformer_2/ /models/
+COPY --from=weights /layers/wan2.1-t2v-14b.turbo/ /models/
+COPY --from=weights /layers/wan2.1-i2v-14b-480p.turbo/ /models/
+COPY --from=weights /layers/wan2.2-t2v-a14b.turbo-high/ /models/
+COPY --from=weights /layers/wan2.2-t2v-a14b.turbo-low/ /models/
+COPY --from=weights /layers/wan2.2-i2v-a14b.turbo-high/ /models/
+COPY --from=weights /layers/wan2.2-i2v-a14b.turbo-low/ /models/
 COPY --from=weights /layers/enhancer/ /models/
 
 COPY --from=libraries /opt/venv /opt/venv

@@ -122,9 +122,10 @@ def weights_table() -> str:
     everything = sum(model.repository_bytes for model in MODELS.values())
     together = stored_bytes(list(MODELS))
     lines.append(f"| all of them | | {everything / 1e9:.1f} GB | {together / 1e9:.1f} GB |")
+    fields = {"upscaler": "`upscale`", "turbo": "`acceleration: turbo`"}
     for extra in EXTRAS.values():
         lines.append(
-            f"| `{extra.name}`, for `upscale` | `{extra.repository}` "
+            f"| `{extra.name}`, for {fields[extra.role]} | `{extra.repository}` "
             f"| {extra.hub_bytes / 1e9:.1f} GB | {extra.stored_bytes / 1e9:.1f} GB |"
         )
     return "\n".join(lines)

@@ -60,6 +60,15 @@ def shared_worker(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     )
 
 
+@pytest.fixture(scope="session")
+def every_worker(every_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Worker:
+    """A worker that has every model."""
+    outputs = tmp_path_factory.mktemp("every-outputs")
+    return jobs.make_worker(
+        Settings(models_dir=every_model_dir, output_dir=outputs, allow_private_urls=True)
+    )
+
+
 @pytest.fixture
 def worker(shared_worker: jobs.Worker, tmp_path: Path) -> jobs.Worker:
     """The shared worker with an output folder of the test's own."""

@@ -32,17 +32,6 @@ SQUARE = {"size": "96x64", "num_frames": 17, "num_inference_steps": 8, "flow_shi
 """What the trained toys draw well enough to tell pictures apart."""
 
 
-@pytest.fixture(scope="session")
-def every_worker(
-    every_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[jobs.Worker]:
-    """A worker that has every model."""
-    outputs = tmp_path_factory.mktemp("every-outputs")
-    yield jobs.make_worker(
-        Settings(models_dir=every_model_dir, output_dir=outputs, allow_private_urls=True)
-    )
-
-
 @pytest.fixture
 def make(
     every_worker: jobs.Worker, tmp_path: Path, response_errors: Callable[[Answer], list[str]]

@@ -5,7 +5,6 @@ The reference is diffusers' own MagCache, told to spare the same steps: equal to
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,22 +25,13 @@ from wan_worker.memory import Layout
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
 from wan_worker.references import References
-from wan_worker.settings import Placement, Settings
+from wan_worker.settings import Placement
 
 Serve = Callable[..., Answer]
 
 CACHED = {"acceleration": "cached", "num_inference_steps": 16, "flow_shift": 3.0}
 A14B = {"model": "wan2.2-t2v-a14b", "num_inference_steps": 30, "flow_shift": 12.0}
 I2V = {"model": "wan2.1-i2v-14b-480p", "image_url": picture()}
-
-
-@pytest.fixture(scope="module")
-def every(every_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Worker:
-    """A worker that has every model."""
-    outputs = tmp_path_factory.mktemp("every-outputs")
-    return jobs.make_worker(
-        Settings(models_dir=every_model_dir, output_dir=outputs, allow_private_urls=True)
-    )
 
 
 def denoise(worker: jobs.Worker, planned: Plan, pipeline: Any = None) -> torch.Tensor:
@@ -100,15 +90,15 @@ def of_diffusers(worker: jobs.Worker, planned: Plan) -> torch.Tensor:
     ],
 )
 def test_it_is_what_diffusers_magcache_makes_to_the_bit(
-    every: jobs.Worker, changes: dict[str, Any]
+    every_worker: jobs.Worker, changes: dict[str, Any]
 ) -> None:
-    planned = make_plan(every, **(CACHED | {"model": "wan2.1-t2v-1.3b"} | changes))
+    planned = make_plan(every_worker, **(CACHED | {"model": "wan2.1-t2v-1.3b"} | changes))
     assert planned.reused_steps > 0
     if planned.model.two_experts:
         assert all(map(any, planned.reused))
-    made = denoise(every, planned)
-    assert torch.equal(made, of_diffusers(every, planned))
-    assert not torch.equal(made, denoise(every, replace(planned, reused=())))
+    made = denoise(every_worker, planned)
+    assert torch.equal(made, of_diffusers(every_worker, planned))
+    assert not torch.equal(made, denoise(every_worker, replace(planned, reused=())))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -153,17 +143,17 @@ def test_it_is_the_same_however_the_weights_move(worker: jobs.Worker, placement:
 
 
 def test_a_transformer_is_as_it_was_when_the_job_ends_however_it_ends(
-    every: jobs.Worker,
+    every_worker: jobs.Worker,
 ) -> None:
-    planned = make_plan(every, **(CACHED | A14B))
-    pipeline = build(every, planned)
+    planned = make_plan(every_worker, **(CACHED | A14B))
+    pipeline = build(every_worker, planned)
     before = [(part, part.blocks, set(part.state_dict())) for part in experts_of(pipeline)]
 
     def unchanged() -> bool:
         return all(part.blocks is blocks and set(part.state_dict()) == names
                    for part, blocks, names in before)  # fmt: skip
 
-    denoise(every, planned, pipeline)
+    denoise(every_worker, planned, pipeline)
     assert unchanged()
     control = Control()
     control._notify = lambda: control.cancel() if control.latest.step == 10 else None
@@ -201,10 +191,10 @@ def test_nothing_of_it_reaches_another_job(serve: Serve) -> None:
 
 def test_the_answer_says_what_was_spared(serve: Serve) -> None:
     plan = serve(CACHED)["metadata"]["plan"]
-    assert plan["acceleration"] == {"mode": "cached", "steps": 16, "reused_steps": 5}
+    assert plan["acceleration"] == {"mode": "cached", "steps": 16, "reused_steps": 5, "weights": []}
     assert any(r.startswith("acceleration: cached, 5 of 16 steps") for r in plan["reasons"])
     assert serve()["metadata"]["plan"]["acceleration"] == {
-        "mode": "exact", "steps": 2, "reused_steps": 0,
+        "mode": "exact", "steps": 2, "reused_steps": 0, "weights": [],
     }  # fmt: skip
 
 

@@ -159,14 +159,24 @@ def test_exact_is_the_default_and_reuses_nothing() -> None:
         request.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT), GPU, HERE
     )
     assert (made.acceleration, made.reused, made.reused_steps) == ("exact", (), 0)
-    assert made.public()["acceleration"] == {"mode": "exact", "steps": 40, "reused_steps": 0}
+    assert made.public()["acceleration"] == {
+        "mode": "exact",
+        "steps": 40,
+        "reused_steps": 0,
+        "weights": [],
+    }
 
 
 def test_the_plan_says_how_many_steps_are_spared() -> None:
     made = make(model="wan2.1-t2v-1.3b", flow_shift=5.0)
     assert made.reused_steps == 25
     assert reason(made).startswith("acceleration: cached, 25 of 50 steps")
-    assert made.public()["acceleration"] == {"mode": "cached", "steps": 50, "reused_steps": 25}
+    assert made.public()["acceleration"] == {
+        "mode": "cached",
+        "steps": 50,
+        "reused_steps": 25,
+        "weights": [],
+    }
 
 
 def test_where_nothing_can_be_spared_the_plan_says_that_it_is_exact() -> None:

@@ -379,7 +379,7 @@ def test_the_pool_reads_the_upscaler_once(worker: job.Worker) -> None:
 
 def test_the_upscaler_is_a_component_of_the_store_like_the_others(models_dir: Path) -> None:
     extras = weights.extras(models_dir)
-    assert set(extras) == {UPSCALER.name}
+    assert UPSCALER.name in extras
     assert extras[UPSCALER.name].tiny
     assert UPSCALER.name not in weights.installed(models_dir)
     config = json.loads((models_dir / UPSCALER.name / rrdbnet.CONFIG).read_text())

@@ -27,6 +27,7 @@ from wan_worker.components import (
     Component,
     transformer,
 )
+from wan_worker.turbo import TURBO
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -328,7 +329,9 @@ OTHER_NAMES: Final[Mapping[str, str]] = MappingProxyType(_other_names())
 means the 480p one."""
 
 
-EXTRAS: Final = MappingProxyType({UPSCALER.name: UPSCALER})
+EXTRAS: Final = MappingProxyType(
+    {part.name: part for part in (UPSCALER, *(o.component for s in TURBO.values() for o in s))}
+)
 """Components that are no part of a Wan model and are installed by their own names."""
 
 

@@ -18,9 +18,9 @@ from typing import Final
 from wan_worker import plan
 from wan_worker.activations import SHAPES
 from wan_worker.catalog import MODELS, Installed, Model
+from wan_worker.choose import accelerates
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
 from wan_worker.hardware import Hardware
-from wan_worker.magnitudes import CURVES
 from wan_worker.memory import gb, loaded_bytes, stay_together
 from wan_worker.outputs import LARGEST_SEED, Output
 from wan_worker.plan import Plan
@@ -100,7 +100,7 @@ def _candidates(model: Model, request: Request) -> Iterator[Model]:
     if model.image != "none":
         return
     for other in reversed(tuple(MODELS.values())):
-        if request.acceleration == "cached" and other.id not in CURVES:
+        if not accelerates(other, request.acceleration):
             continue
         if request.loras and SHAPES[other.id].dim != SHAPES[model.id].dim:
             continue

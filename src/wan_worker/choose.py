@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from wan_worker.catalog import MODELS, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.magnitudes import CURVES
-from wan_worker.request import Request
+from wan_worker.request import Acceleration, Request
+from wan_worker.turbo import TURBO
 
 Refusal = InvalidRequest | Unsupported
 
@@ -66,10 +67,15 @@ def misfit(request: Request, model: Model) -> Refusal | None:
         return InvalidRequest(
             f"{model.id} has one expert; leave stage out", field=f"{staged[0].field}/stage"
         )
-    if request.acceleration == "cached" and model.id not in CURVES:
+    if not accelerates(model, request.acceleration):
+        lacks = {
+            "cached": f"Nobody has published for {model.id} which steps could be spared",
+            "turbo": f"No weights for few steps are known for {model.id}",
+        }
+        mode = request.acceleration
         return InvalidRequest(
-            f"Nobody has published for {model.id} which steps could be spared; use exact"
-            + _others(lambda m: m.id in CURVES and _wrong_start(request, m) is None),
+            lacks[mode]
+            + _others(lambda m: accelerates(m, mode) and _wrong_start(request, m) is None),
             field=request.pointer("acceleration"),
         )
     size = _bound(request)
@@ -83,16 +89,21 @@ def misfit(request: Request, model: Model) -> Refusal | None:
     return None
 
 
+def accelerates(model: Model, mode: Acceleration) -> bool:
+    """Has somebody published what this acceleration needs to know of the model?"""
+    return mode == "exact" or model.id in {"cached": CURVES, "turbo": TURBO}[mode]
+
+
 def loses_detail(model: Model, area: int) -> bool:
     """Is a frame of that many pixels well under what the model is made for?"""
     return area < model.min_pixels * 0.9
 
 
-def install_hint(name: str) -> str:
-    """What to do about a model or an extra that is not there."""
+def install_hint(*names: str) -> str:
+    """What to do about a model or extras that are not there."""
     return (
-        f"{name} is not installed in this worker; install it with: "
-        f"python download_weights.py --models {name}"
+        f"{', '.join(names)} is not installed in this worker; install it with: "
+        f"python download_weights.py --models {' '.join(names)}"
     )
 
 

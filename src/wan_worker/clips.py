@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_worker import artifact, encode, generate, lora, recovery, upscale
+from wan_worker.adapters import Lora
 from wan_worker.artifact import Artifact
 from wan_worker.catalog import Installed
 from wan_worker.errors import OutOfMemory
@@ -28,6 +29,7 @@ from wan_worker.progress import Control, Part
 from wan_worker.references import References
 from wan_worker.rrdbnet import Network
 from wan_worker.settings import Placement
+from wan_worker.turbo import TURBO
 
 if TYPE_CHECKING:
     from wan_worker.generate import Frames
@@ -142,15 +144,26 @@ def _equipped(
     control.enter("load")
     here = studio.installed[planned.model.id]
     pipeline = studio.pool.pipeline(planned, here, control.check)
-    with lora.applied(pipeline, studio.loras) as fits:
+    with lora.applied(pipeline, (*_distilled(planned, studio), *studio.loras)) as fits:
         yield pipeline, fits
+
+
+def _distilled(planned: Plan, studio: Studio) -> tuple[LoraFile, ...]:
+    """The plan's turbo weights, as LoRAs of the job."""
+    files = []
+    for one in TURBO[planned.model.id] if planned.turbo else ():
+        name = one.component.name
+        path = studio.extras[name].folders[name] / one.component.file
+        files.append(LoraFile(Lora(name, stage=one.stage, field="/input/acceleration"), path))
+    return tuple(files)
 
 
 def _with_loras(planned: Plan, files: tuple[LoraFile, ...], fits: tuple[lora.Fit, ...]) -> Plan:
     """The plan with what is known of its LoRAs once they are on the model."""
+    asked_for = fits[len(fits) - len(files) :]  # turbo's come before them
     known = tuple(
         replace(asked, sha256=file.sha256, matched=fit.matched)
-        for asked, file, fit in zip(planned.loras, files, fits, strict=True)
+        for asked, file, fit in zip(planned.loras, files, asked_for, strict=True)
     )
     notices = tuple(notice for fit in fits for notice in fit.notices)
     return replace(planned, loras=known, notices=(*planned.notices, *notices))

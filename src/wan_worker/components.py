@@ -28,6 +28,8 @@ class Component:
     """Encoding to bf16 latents shifts image-to-video, so the VAE stays in fp32."""
     at_top: bool = False
     """Its files lie at the top of its repository, not in a folder named for the role."""
+    file: str = ""
+    """The one file of its repository that it is; empty where it is a folder."""
     release: "Release | None" = None
     """Where it is published, if that is outside the Hub."""
 

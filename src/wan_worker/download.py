@@ -152,6 +152,10 @@ def _wanted(component: Component, listed: Mapping[str, RemoteFile]) -> list[Remo
     """
     if component.release is not None:
         return list(listed.values())
+    if component.file:
+        if component.file not in listed:
+            raise ModelUnavailable(f"{component.repository} no longer has {component.file}")
+        return [listed[component.file]]
     endings: tuple[str, ...] = (".json", ".model", ".txt")
     if component.role in PROCESSOR_FILES:
         if not any(name in listed for name in PROCESSOR_FILES[component.role]):

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker import formats, memory, reuse
+from wan_worker import accelerate, formats, memory, turbo
 from wan_worker.activations import Job
 from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
@@ -132,6 +132,11 @@ class Plan:
         return max(1, round(self.num_inference_steps * self.strength))
 
     @property
+    def turbo(self) -> tuple[str, ...]:
+        """Components that are put on the transformers so that few steps are enough."""
+        return turbo.names_for(self.model.id) if self.acceleration == "turbo" else ()
+
+    @property
     def reused_steps(self) -> int:
         """How many of them are not computed."""
         return sum(map(sum, self.reused))
@@ -159,6 +164,7 @@ class Plan:
                 "mode": self.acceleration,
                 "steps": sum(clip.steps_taken for clip in clips),
                 "reused_steps": sum(clip.reused_steps for clip in clips),
+                "weights": list(dict.fromkeys(name for clip in clips for name in clip.turbo)),
             },
             "segments": [
                 {"model": segment.model.id, "num_frames": segment.generated_frames}
@@ -190,9 +196,13 @@ def make(
         Unsupported: no model, or not this GPU, can do it.
         ModelUnavailable: a model that could is known but not installed.
     """
-    model, why = choose(request, installed, default_model)
+    model, why = choose(request, accelerate.equipped(request, installed, extras), default_model)
     reasons = [why]
     notices = list(request.notices)
+    if request.acceleration == "turbo":
+        request, why, minded = accelerate.in_few_steps(request, model, extras)
+        reasons.append(why)
+        notices += minded
     here = installed[model.id]
 
     size, budget = request.size, model.default_size[0] * model.default_size[1]
@@ -248,6 +258,9 @@ def make(
     formats.check_upscaled(request.mode, area, request.upscale, request.pointer("upscale"))
     if request.upscale > 1 and UPSCALER.name not in extras:
         raise ModelUnavailable(install_hint(UPSCALER.name), field=request.pointer("upscale"))
+    beside = [UPSCALER.name] if request.upscale > 1 else []
+    if request.acceleration == "turbo":
+        beside += turbo.names_for(model.id)
     reasons += formats.reasons(request.output_format, fps, request.upscale)
     if request.mode == "video" and fps != model.fps:
         speed = "slower" if fps < model.fps else "faster"
@@ -277,13 +290,15 @@ def make(
         output_format=request.output_format,
         device=hardware.device,
         layout=Layout("resident"),
-        tiny=here.tiny or (request.upscale > 1 and extras[UPSCALER.name].tiny),
+        tiny=here.tiny or any(extras[name].tiny for name in beside),
         reasons=tuple(reasons),
         notices=tuple(notices),
         loras=tuple(PlannedLora.of(lora) for lora in request.loras),
+        acceleration=request.acceleration,
     )
     if request.acceleration == "cached":
-        plan = _reusing(plan)
+        reused, why = accelerate.reusing(model, solver, plan.flow_shift, steps, plan.steps_taken)
+        plan = replace(plan, reused=reused, reasons=(*plan.reasons, why))
     if area * plan.generated_frames * steps * len(plan.outputs) > MAX_WORK:
         raise InvalidRequest(
             "Size x frames x steps x outputs is over this worker's limit of "
@@ -303,22 +318,6 @@ def make(
         together, why = batch_size(plan, area, here, hardware)
         plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
     return _explain_grid(plan) if plan.size is not None else plan
-
-
-def _reusing(plan: Plan) -> Plan:
-    """Skip what the model's published ratios say may be skipped on this schedule."""
-    taken = plan.steps_taken
-    reused = reuse.by_expert(
-        plan.model, plan.solver, plan.flow_shift, plan.num_inference_steps, taken
-    )
-    plan = replace(plan, acceleration="cached", reused=reused)
-    why = (
-        f"acceleration: cached, {plan.reused_steps} of {taken} steps take over what the step "
-        f"before computed, by the ratios published for {plan.model.id}"
-    )
-    if not plan.reused_steps:
-        why += "; they lie too far apart, and this is exact"
-    return replace(plan, reasons=(*plan.reasons, why))
 
 
 def batch_size(plan: Plan, area: int, here: Installed, hardware: Hardware) -> tuple[int, str]:
@@ -362,7 +361,7 @@ def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
         bool(plan.references),
         batch,
         upscaled=plan.upscale > 1,
-        adapters=len(plan.loras),
+        adapters=len(plan.loras) + bool(plan.turbo),
         residuals=(1 + (plan.guidance_scale > 1)) if plan.reused_steps else 0,
     )
 

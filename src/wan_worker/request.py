@@ -24,7 +24,7 @@ from wan_worker.formats import Mode
 from wan_worker.outputs import Output
 from wan_worker.settings import Bucket, Secret, WeightType, is_endpoint
 
-Acceleration = Literal["exact", "cached"]
+Acceleration = Literal["exact", "cached", "turbo"]
 """How much of Wan's own function a request insists on."""
 
 PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"

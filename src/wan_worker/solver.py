@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from wan_worker import turbo
 from wan_worker.plan import Plan
 
 
@@ -32,9 +33,24 @@ def scheduler(plan: Plan) -> Any:
         made = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
     else:
         raise ValueError(f"unknown solver {plan.solver}")
+    if plan.acceleration == "turbo" and plan.solver == turbo.SOLVER:
+        _step_evenly(made)
     if plan.steps_taken < plan.num_inference_steps:
         _begin_late(made, plan.num_inference_steps - plan.steps_taken)
     return made
+
+
+def _step_evenly(scheduler: Any) -> None:
+    """Let Euler's steps begin at 1, 1 - 1/n, ... of the noise: what turbo's weights were made for.
+
+    Its own schedule ends at the least noise that there is, which leaves the last step nothing.
+    """
+    set_timesteps = scheduler.set_timesteps
+
+    def set_evenly(steps: int, device: Any = None) -> None:
+        set_timesteps(sigmas=[1 - k / steps for k in range(steps)], device=device)
+
+    scheduler.set_timesteps = set_evenly
 
 
 def _begin_late(scheduler: Any, skipped: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wan_worker.catalog import EXTRAS, MODELS, components_of
 from wan_worker.components import ENHANCER, Component
+from wan_worker.turbo import TURBO
 from wan_worker.weights import LORAS, TINY, read_manifest, seal
 
 if TYPE_CHECKING:
@@ -151,6 +152,25 @@ def _vace(folder: Path) -> None:
     _save(folder, config, made)
 
 
+def _turbo(component: Component) -> Callable[[Path], None]:
+    """A LoRA that fits and teaches nothing: small random factors, nothing was distilled."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        config, _ = _trained(TEXT_TO_VIDEO)
+        width, rank = config["num_attention_heads"] * config["attention_head_dim"], 2
+        made: Tensors = {}
+        for block in range(config["num_layers"]):
+            stem = f"transformer.blocks.{block}.attn1.to_q.lora"
+            made[f"{stem}_A.weight"] = torch.randn(rank, width) / width
+            made[f"{stem}_B.weight"] = torch.randn(width, rank) / width
+        save_file(made, folder / component.file, metadata={"format": "pt"})
+
+    return make
+
+
 def _transformer_5b(folder: Path) -> None:
     from diffusers import WanTransformer3DModel
 
@@ -201,4 +221,4 @@ _MADE: Final[Mapping[str, Callable[[Path], None]]] = {
     "wan2.1-vace-1.3b.transformer": _vace,
     "wan2.2-ti2v-5b.transformer": _transformer_5b,
     "wan2.2-vae": _vae_5b,
-}
+} | {one.component.name: _turbo(one.component) for parts in TURBO.values() for one in parts}

@@ -28,6 +28,7 @@ from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable, WorkerEr
 from wan_worker.hub import MAX_WAIT_SECONDS, Hub, Stopped
 from wan_worker.progress import Control
 from wan_worker.settings import Secret, Settings
+from wan_worker.turbo import TURBO
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFORMER = next(c for c in T2V.components if c.role == "transformer")
@@ -693,3 +694,33 @@ def test_a_cached_model_that_is_not_whole_does_not_count(
     else:
         next(folder.glob("*.index.json")).unlink()
     assert weights.installed(tmp_path / "none", tmp_path) == {}
+
+
+# --- One file of a repository ---
+
+
+TURBO_PART = TURBO["wan2.2-t2v-a14b"][0].component
+
+
+def test_turbos_weights_are_one_file_of_a_repository_that_holds_many(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "tiny", [TURBO_PART.name])
+    made = (tmp_path / "tiny" / TURBO_PART.name / TURBO_PART.file).read_bytes()
+    others = {"README.md": b"x", "model.safetensors": made, "config.json": b"{}"}
+    with HubServer({TURBO_PART.repository: {TURBO_PART.file: made} | others}) as server:
+        store, hub = tmp_path / "models", Hub(endpoint=server.endpoint)
+        download.install(store, [TURBO_PART.name], hub)
+        assert set(weights_sent(server)) == {f"{TURBO_PART.repository}/{TURBO_PART.file}"}
+    folder = store / TURBO_PART.name
+    assert {path.name for path in folder.iterdir()} == {TURBO_PART.file, weights.MANIFEST}
+    assert (folder / TURBO_PART.file).read_bytes() == made
+    weights.verify(store, TURBO_PART)
+    here = weights.extras(store)[TURBO_PART.name]
+    assert (here.tiny, here.folders) == (False, {TURBO_PART.name: folder})
+
+
+def test_a_file_that_a_repository_no_longer_has_is_named(tmp_path: Path) -> None:
+    with (
+        HubServer({TURBO_PART.repository: {"other.safetensors": b"x"}}) as server,
+        pytest.raises(ModelUnavailable, match=TURBO_PART.file),
+    ):
+        download.install(tmp_path, [TURBO_PART.name], Hub(endpoint=server.endpoint))
