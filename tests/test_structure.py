@@ -57,6 +57,7 @@ ORDER = [
         "pipelines",
         "lora",
         "residuals",
+        "remember",
         "conditions",
         "tiles",
         "generate",

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker import accelerate, formats, memory, turbo
+from wan_worker import accelerate, activations, formats, memory, turbo
 from wan_worker.activations import Job
 from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
@@ -130,6 +130,11 @@ class Plan:
         if self.strength is None:
             return self.num_inference_steps
         return max(1, round(self.num_inference_steps * self.strength))
+
+    @property
+    def remembers_prompt(self) -> bool:
+        """Is what the transformers make of the prompt alone kept from step to step?"""
+        return activations.remembers(self.model, job_of(self))
 
     @property
     def turbo(self) -> tuple[str, ...]:
@@ -314,6 +319,9 @@ def make(
         reasons=(*plan.reasons, *memory.explain(layout, hardware, weights)),
         notices=(*plan.notices, *memory.notices(layout)),
     )
+    if plan.remembers_prompt:
+        why = "prompt: what depends on it alone is computed once, not at each step"
+        plan = replace(plan, reasons=(*plan.reasons, why))
     if len(plan.outputs) > 1:
         together, why = batch_size(plan, area, here, hardware)
         plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
@@ -363,6 +371,7 @@ def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
         upscaled=plan.upscale > 1,
         adapters=len(plan.loras) + bool(plan.turbo),
         residuals=(1 + (plan.guidance_scale > 1)) if plan.reused_steps else 0,
+        guided=plan.guidance_scale > 1,
     )
 
 
