@@ -47,10 +47,11 @@ def both_ways(
         ("wan2.1-t2v-1.3b", {"acceleration": "cached", "num_inference_steps": 16}),
         ("wan2.1-i2v-14b-480p", STARTS),
         ("wan2.1-vace-1.3b", STARTS),
+        ("wan2.1-flf2v-14b-720p", STARTS | {"last_image_url": picture(), "size": "64x48"}),
         ("wan2.2-ti2v-5b", {"size": "64x64"}),
         ("wan2.2-t2v-a14b", {"num_inference_steps": 6}),
     ],
-    ids=["t2v", "cached", "i2v", "vace", "5b", "two experts"],
+    ids=["t2v", "cached", "i2v", "vace", "flf2v", "5b", "two experts"],
 )
 def test_the_latents_are_diffusers_own_to_the_bit(
     every_worker: jobs.Worker,

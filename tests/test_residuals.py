@@ -38,8 +38,9 @@ def denoise(worker: jobs.Worker, planned: Plan, pipeline: Any = None) -> torch.T
     pipeline = pipeline or build(worker, planned)
     embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     image = Image.new("RGB", planned.generated_size, "red") if planned.references else None
+    last = image if "last_image_url" in planned.references else None
     return generate.denoise(
-        pipeline, planned, embeds, negative, References(image), Control()
+        pipeline, planned, embeds, negative, References(image, last), Control()
     ).clone()
 
 
