@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import QUICK, Answer, error_of
 from tests.test_generate import build, make_plan
 from tests.test_job import picture, sha256_of
-from wan_worker import generate, lora
+from tests.test_pipelines import hooks_of
+from wan_worker import generate, lora, placing, weights
 from wan_worker import job as jobs
 from wan_worker.adapters import Lora
 from wan_worker.embeddings import Embeddings
 from wan_worker.errors import Unsupported
 from wan_worker.lora_store import LoraFile
+from wan_worker.memory import Layout
 from wan_worker.progress import Control
 from wan_worker.references import References
+from wan_worker.settings import Placement, WeightType
 
 Serve = Callable[..., Answer]
 State = dict[str, torch.Tensor]
@@ -101,6 +104,10 @@ def written(layout: str, made: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) 
     return state
 
 
+def biased(state: State) -> State:
+    return state | {"transformer.blocks.3.attn2.to_v.lora_B.bias": torch.full((WIDTH,), 0.5)}
+
+
 def file_of(
     folder: Path,
     state: State,
@@ -115,10 +122,15 @@ def file_of(
     return LoraFile(Lora(name, **asked), path)
 
 
-def latents(worker: jobs.Worker, *files: LoraFile, **changes: Any) -> torch.Tensor:
+def latents(
+    worker: jobs.Worker, *files: LoraFile, layout: Layout | None = None, **changes: Any
+) -> torch.Tensor:
     planned = make_plan(worker, **(T2V | changes))
-    pipeline = build(worker, planned)
+    planned = replace(planned, layout=layout or planned.layout)
+    here = weights.installed(worker.settings.models_dir)[planned.model.id]
+    pipeline = worker.pool.pipeline(planned, here, lambda: None)
     with lora.applied(pipeline, files):
+        placing.arrange(pipeline, planned)
         embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
         return generate.denoise(pipeline, planned, embeds, negative, References(), Control())
 
@@ -491,3 +503,78 @@ def test_a_stage_on_a_model_with_one_expert_is_refused_before_any_work(
 def test_auto_takes_a_model_with_two_experts_where_a_stage_is_asked_for(experts: Serve) -> None:
     answer = experts({"loras": [CYAN | {"stage": "low"}]})
     assert answer["metadata"]["model"] == "wan2.2-t2v-a14b"
+
+
+# Beside weights that move, or are narrow.
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize("placement", ["resident", "sequential", "group"])
+def test_a_lora_has_the_same_effect_wherever_and_however_narrow_the_weights_are(
+    worker: jobs.Worker, tmp_path: Path, placement: Placement, kind: WeightType
+) -> None:
+    fresh = replace(worker, pool=jobs.Pool(worker.hardware))
+    file = file_of(tmp_path, biased(written("diffusers", layers(strength=0.2))))
+    exact = latents(fresh, file)
+    layout = Layout(placement, kind)
+    without = latents(fresh, layout=layout)
+    got = latents(fresh, file, layout=layout)
+    near = {"bf16": 1e-4, "fp8": 0.2, "int8": 0.05}[kind]
+    assert (got - exact).norm() < near * exact.norm()
+    assert (without - exact).norm() > 2 * near * exact.norm()
+    torch.testing.assert_close(latents(fresh, layout=layout), without, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize("placement", ["resident", "sequential", "group"])
+def test_the_transformer_is_the_same_objects_after_a_lora_wherever_it_is(
+    worker: jobs.Worker, tmp_path: Path, placement: Placement, kind: WeightType
+) -> None:
+    pool = jobs.Pool(worker.hardware)
+    here = weights.installed(worker.settings.models_dir)
+    planned = replace(make_plan(worker, **T2V), layout=Layout(placement, kind))
+    file = file_of(tmp_path, written("diffusers", layers()))
+    # Accelerate brings weights back as copies: they have their places from the second job on.
+    latents(replace(worker, pool=pool), layout=planned.layout)
+    pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
+    before = snapshot(pipeline.transformer)
+    with pytest.raises(ZeroDivisionError), lora.applied(pipeline, (file,)):
+        placing.arrange(pipeline, planned)
+        embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
+        generate.denoise(pipeline, planned, embeds, negative, References(), Control())
+        raise ZeroDivisionError
+    after = snapshot(pipeline.transformer)
+    assert len(after) == len(before)
+    for one, other in zip(before, after, strict=True):
+        if isinstance(one, tuple) and len(one) == 6:  # its address may change when it moves
+            one, other = one[:2] + one[3:], other[:2] + other[3:]
+        assert one == other
+    assert not any(isinstance(m, BaseTunerLayer) for m in pipeline.transformer.modules())
+    assert not any(hooks_of(m) for m in pipeline.transformer.modules()) or kind == "fp8"
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_a_lora_job_on_narrow_weights_is_answered_with_both(serve: Serve, precision: str) -> None:
+    answer = serve(T2V | {"loras": [CYAN], "precision": precision})
+    assert answer["metadata"]["plan"]["precision"] == precision
+    (applied,) = answer["metadata"]["plan"]["loras"]
+    assert applied["matched"] > 0
+    assert sha256_of(answer) != sha256_of(serve(T2V | {"precision": precision}))
+    assert sha256_of(answer) == sha256_of(serve(T2V | {"loras": [CYAN], "precision": precision}))
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_a_loras_own_numbers_are_not_narrowed(
+    worker: jobs.Worker, tmp_path: Path, kind: WeightType
+) -> None:
+    here = weights.installed(worker.settings.models_dir)
+    planned = replace(make_plan(worker, **T2V), layout=Layout("resident", kind))
+    pool = jobs.Pool(worker.hardware)
+    pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
+    state = written("diffusers", layers())
+    with lora.applied(pipeline, (file_of(tmp_path, state),)):
+        for name in layers():
+            wrapped = pipeline.transformer.get_submodule(ours(name))
+            for letter in "AB":
+                asked = state[f"transformer.{ours(name)}.lora_{letter}.weight"]
+                assert torch.equal(getattr(wrapped, f"lora_{letter}")["job0"].weight, asked)

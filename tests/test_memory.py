@@ -96,7 +96,7 @@ def golden() -> str:
         "it is sold with, which counts 2^30; what it has in 10^9 bytes stands beside. Written by "
         "`PYTHONPATH=src python -m tests.test_memory`. Not yet measured on a GPU.\n\n"
         f"## bf16 (as Wan ships them; what a plan takes by itself)\n\n{table()}\n\n"
-        f"## fp8 (only where it is asked for)\n\n{table('fp8')}\n"
+        f"## fp8 and int8 (only where they are asked for)\n\n{table('int8')}\n"
     )
 
 
@@ -104,8 +104,12 @@ def test_the_table_for_reading_is_what_the_planner_says() -> None:
     assert GOLDEN.read_text("utf-8") == golden()
 
 
+def test_fp8_and_int8_are_planned_alike() -> None:
+    assert table("fp8") == table("int8")
+
+
 @pytest.mark.parametrize(("model", "job", "gb"), CASES)
-@pytest.mark.parametrize("weight_type", ["bf16", "fp8"])
+@pytest.mark.parametrize("weight_type", ["bf16", "int8"])
 def test_no_estimate_is_over_the_card(
     model: Model, job: Job, gb: int, weight_type: memory.WeightType
 ) -> None:
@@ -172,10 +176,11 @@ def test_fewer_bits_are_never_chosen_by_the_plan() -> None:
         assert found is None or found.weight_type == "bf16"
 
 
-def test_fp8_halves_the_blocks_and_nothing_else() -> None:
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_eight_bits_halve_the_blocks_and_nothing_else(kind: memory.WeightType) -> None:
     model = MODELS["wan2.1-t2v-14b"]
     wide = memory.weight_bytes(model, stored(model), "bf16")
-    narrow = memory.weight_bytes(model, stored(model), "fp8")
+    narrow = memory.weight_bytes(model, stored(model), kind)
     assert {role for role in wide if wide[role] != narrow[role]} == {"transformer"}
     assert wide["transformer"] * 0.5 < narrow["transformer"] < wide["transformer"] * 0.52
 
@@ -198,9 +203,9 @@ def test_a_refusal_says_what_is_missing_and_what_would_fit() -> None:
     assert "1280x720 with 81 frames would fit" in said
 
 
-def test_a_refusal_names_fp8_where_that_is_what_helps() -> None:
+def test_a_refusal_names_int8_where_that_is_what_helps() -> None:
     model = MODELS["wan2.2-t2v-a14b"]
-    with pytest.raises(Unsupported, match='precision "fp8" it would fit') as refusal:
+    with pytest.raises(Unsupported, match='precision "int8" it would fit') as refusal:
         memory.place(
             model,
             Installed(stored(model), tiny=False),

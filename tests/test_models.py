@@ -114,6 +114,18 @@ def test_a_model_makes_every_kind_that_it_says_it_does(
     assert codes(answer) == []
 
 
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+@pytest.mark.parametrize("model_id", MODELS)
+def test_every_model_generates_with_narrow_weights(
+    make: Make, model_id: str, precision: str
+) -> None:
+    given: dict[str, Any] = next(starts(MODELS[model_id]))
+    answer = make(model=model_id, precision=precision, **given)
+    assert answer["metadata"]["plan"]["precision"] == precision
+    assert codes(answer) == ["WEIGHTS_QUANTIZED"]
+    assert clip(answer).shape == (5, 48, 64, 3)
+
+
 # --- Two experts ---
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.test_generate import make_plan
-from wan_worker import generate, job, load, memory, pipelines, weights
-from wan_worker.catalog import MODELS
+from wan_worker import generate, job, load, memory, pipelines, placing, weights
+from wan_worker.catalog import MODELS, Installed
 from wan_worker.components import VAE_2_1, Component
 from wan_worker.embeddings import Embeddings
 from wan_worker.errors import Canceled, ModelCorrupt
@@ -24,7 +24,7 @@ from wan_worker.memory import Layout
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
 from wan_worker.references import References
-from wan_worker.settings import Placement
+from wan_worker.settings import Placement, WeightType
 
 INLINE_PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAMUlEQVR4nGP8z0A7wMjA"
@@ -99,18 +99,22 @@ def test_an_offloaded_pipeline_leaves_no_trace_on_what_it_shares(
     before = pool.pipeline(text, here[text.model.id], lambda: None)
     assert not hasattr(before.vae, "_hf_hook")
     # accelerate's hooks move modules to any device, the CPU included.
-    offloaded = pool.pipeline(
-        replace(image, layout=Layout("sequential")), here[image.model.id], lambda: None
-    )
+    offloaded = arranged(pool, replace(image, layout=Layout("sequential")), here[image.model.id])
     assert hasattr(offloaded.vae, "_hf_hook")
     after = pool.pipeline(text, here[text.model.id], lambda: None)
     for part in (after.vae, after.text_encoder, after.transformer):
         assert not hasattr(part, "_hf_hook")
 
 
+def arranged(pool: pipelines.Pool, planned: Plan, here: Installed) -> Any:
+    pipeline = pool.pipeline(planned, here, lambda: None)
+    placing.arrange(pipeline, planned)
+    return pipeline
+
+
 def latents_of(pool: pipelines.Pool, planned: Plan, models_dir: Path) -> torch.Tensor:
     here = weights.installed(models_dir)
-    pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
+    pipeline = arranged(pool, planned, here[planned.model.id])
     embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     picture = Image.new("RGB", planned.generated_size, "red") if planned.references else None
     return generate.denoise(pipeline, planned, embeds, negative, References(picture), Control())
@@ -136,6 +140,9 @@ LAYOUTS = [
     Layout("group", "fp8", "tiled"),
     Layout("sequential", "fp8"),
     Layout("resident", "fp8"),
+    Layout("resident", "int8"),
+    Layout("sequential", "int8"),
+    Layout("group", "int8"),
     Layout("group", tiled_encode=True),
 ]
 
@@ -181,7 +188,7 @@ def test_group_offload_hooks_the_blocks_of_transformer_and_encoders(worker: job.
     here = weights.installed(worker.settings.models_dir)
     pool = pipelines.Pool(worker.hardware)
     planned = replace(make_plan(worker, image_url=INLINE_PIXEL), layout=Layout("group"))
-    pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
+    pipeline = arranged(pool, planned, here[planned.model.id])
     for block in pipeline.transformer.blocks:
         assert "group_offloading" in hooks_of(block)
     for part in (pipeline.text_encoder, pipeline.image_encoder):
@@ -197,7 +204,7 @@ def test_a_job_that_fails_while_its_weights_move_leaves_no_trace(
     plain = make_plan(worker)
     before = picture_of(pool, plain, models_dir)
     here = weights.installed(models_dir)[plain.model.id]
-    pipeline = pool.pipeline(replace(plain, layout=Layout(failing)), here, lambda: None)
+    pipeline = arranged(pool, replace(plain, layout=Layout(failing)), here)
     embeds, negative, _ = generate.encode_prompts(pipeline, plain, Embeddings())
 
     def fail(*_: Any) -> None:
@@ -210,31 +217,57 @@ def test_a_job_that_fails_while_its_weights_move_leaves_no_trace(
     assert alike(picture_of(pool, plain, models_dir), before)
 
 
-def test_fp8_weights_are_another_entry_and_the_plain_ones_stay(worker: job.Worker) -> None:
+@pytest.mark.parametrize(
+    ("kind", "stored_as", "near"),
+    [("fp8", "torch.float8_e4m3fn", 0.2), ("int8", "torch.int8", 0.05)],
+)
+def test_narrow_weights_are_another_entry_and_the_plain_ones_stay(
+    worker: job.Worker, kind: WeightType, stored_as: str, near: float
+) -> None:
     pool, models_dir = pipelines.Pool(worker.hardware), worker.settings.models_dir
     plain = make_plan(worker)
-    narrow = replace(plain, layout=Layout("resident", "fp8"))
+    narrow = replace(plain, layout=Layout("resident", kind))
     expected = latents_of(pool, plain, models_dir)
     quantized = latents_of(pool, narrow, models_dir)
     assert not torch.equal(expected, quantized)
     error = (expected - quantized).norm() / expected.norm()
-    assert error < 0.2
+    assert error < near
     name = f"{plain.model.id}.transformer"
-    assert {name, f"{name}@fp8"} <= set(pool.loaded)
-    types = Counter(str(p.dtype) for p in pool._components[f"{name}@fp8"].parameters())
-    assert types["torch.float8_e4m3fn"] > types["torch.float32"] > 0
+    assert {name, f"{name}@{kind}"} <= set(pool.loaded)
+    part = pool._components[f"{name}@{kind}"]
+    types = Counter(str(p.dtype) for p in part.parameters())
+    assert types[stored_as] >= 10 * len(part.blocks)
+    assert pool._bytes[f"{name}@{kind}"] == sum(p.nbytes for p in part.parameters())
     assert torch.equal(latents_of(pool, plain, models_dir), expected)
 
 
-def test_quantized_weights_survive_a_change_of_placement(worker: job.Worker) -> None:
+def test_int8_is_nearer_to_the_exact_latents_than_fp8(worker: job.Worker) -> None:
     pool, models_dir = pipelines.Pool(worker.hardware), worker.settings.models_dir
     plain = make_plan(worker)
-    resident, group, sequential = (
-        latents_of(pool, replace(plain, layout=Layout(placement, "fp8")), models_dir)
-        for placement in ("resident", "group", "sequential")
+    exact = latents_of(pool, plain, models_dir)
+    kinds: tuple[WeightType, ...] = ("int8", "fp8")
+    int8, fp8 = (
+        (latents_of(pool, replace(plain, layout=Layout("resident", k)), models_dir) - exact).norm()
+        for k in kinds
+    )
+    assert int8 < 0.5 * fp8
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_quantized_weights_survive_a_change_of_placement(
+    worker: job.Worker, kind: WeightType
+) -> None:
+    load = CountingLoad()
+    pool, models_dir = pipelines.Pool(worker.hardware, load), worker.settings.models_dir
+    plain = make_plan(worker)
+    resident, group, sequential, again = (
+        latents_of(pool, replace(plain, layout=Layout(placement, kind)), models_dir)
+        for placement in ("resident", "group", "sequential", "resident")
     )
     assert torch.equal(resident, group)
     torch.testing.assert_close(resident, sequential, rtol=0, atol=1e-3)
+    torch.testing.assert_close(resident, again, rtol=0, atol=1e-3)
+    assert set(load.loads.values()) == {1}
 
 
 def test_a_cancelled_job_stops_loading_between_components(worker: job.Worker) -> None:

@@ -555,7 +555,27 @@ def test_the_requests_precision_wins_over_the_operators() -> None:
 def test_the_models_own_weights_are_taken_unless_others_are_asked_for(asked: str | None) -> None:
     made = make({} if asked is None else {"precision": asked}, hardware=gpu(80))
     assert made.layout.weight_type == "bf16"
-    assert make(precision="fp8", hardware=gpu(80)).layout.weight_type == "fp8"
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_narrow_weights_come_with_their_reason_and_a_warning(kind: str) -> None:
+    made = make(precision=kind, hardware=gpu(80))
+    assert made.layout.weight_type == made.public()["precision"] == kind
+    assert f"precision: {kind}, as asked" in made.reasons
+    assert codes(made) == ["WEIGHTS_QUANTIZED"]
+    assert kind in made.notices[0].message
+    asked = request.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
+    set_for_all = plan.make(asked, gpu(80), BOTH, weight_type=made.layout.weight_type)
+    assert f"precision: {kind}, as WEIGHT_TYPE sets it for this worker" in set_for_all.reasons
+
+
+def test_the_weights_that_a_plan_speaks_of_are_those_that_are_taken() -> None:
+    def stay(made: plan.Plan) -> float:
+        (line,) = (r for r in made.reasons if r.startswith("device: "))
+        return float(line.split("all ")[1].split(" GB")[0])
+
+    wide, narrow = make(hardware=gpu(80)), make(precision="int8", hardware=gpu(80))
+    assert stay(wide) > stay(narrow) + 1
 
 
 def test_the_operators_placement_is_taken() -> None:

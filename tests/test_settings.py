@@ -151,6 +151,7 @@ def test_an_empty_or_blank_variable_counts_as_unset() -> None:
 def test_the_operators_choices_about_memory_are_words_or_auto() -> None:
     chosen = from_env({"PLACEMENT": "Group", "WEIGHT_TYPE": "fp8"})
     assert (chosen.placement, chosen.weight_type) == ("group", "fp8")
+    assert from_env({"WEIGHT_TYPE": "INT8"}).weight_type == "int8"
     left = from_env({"PLACEMENT": "auto", "WEIGHT_TYPE": "AUTO"})
     assert (left.placement, left.weight_type) == (None, None)
 

@@ -53,6 +53,7 @@ ORDER = [
     *(
         "solver",
         "load",
+        "quantize",
         "placing",
         "pipelines",
         "lora",

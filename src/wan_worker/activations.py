@@ -166,6 +166,25 @@ def latent_frames(job: Job) -> int:
 
 
 def outside_blocks_bytes(shape: Shape) -> int:
-    """Weights of a transformer that no block holds: time and text projections, patch embedding."""
+    """Weights of a transformer that no block holds: time, text and picture projections.
+
+    With the picture's for every model: a few MB too many for those that have none.
+    """
     in_fp32 = shape.dim**2 + 256 * shape.dim
-    return 2 * (7 * shape.dim**2 + 4096 * shape.dim) + 4 * in_fp32
+    picture = 1280**2 + 1280 * shape.dim
+    return 2 * (7 * shape.dim**2 + 4096 * shape.dim + picture) + 4 * in_fp32
+
+
+def kept_wide_bytes(shape: Shape) -> int:
+    """What blocks of eight-bit weights hold besides those: norms, modulations, biases, scales.
+
+    Per block and channel two norms and six modulations in fp32 and six more norms in bf16, and a
+    bias and a scale for each of eleven layers' channels and the feed-forward's.
+    """
+    per_block = (2 * 4 + 6 * 4 + 6 * 2 + 11 * 4) * shape.dim + 4 * shape.ffn
+    return per_block * (shape.layers + shape.vace_layers)
+
+
+def widened_bytes(shape: Shape) -> int:
+    """The largest layer's weights in bf16: eight-bit ones are widened for their product."""
+    return 2 * shape.dim * shape.ffn

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import artifact, encode, generate, lora, recovery, upscale
+from wan_worker import artifact, encode, generate, lora, placing, recovery, upscale
 from wan_worker.adapters import Lora
 from wan_worker.artifact import Artifact
 from wan_worker.catalog import Installed
@@ -145,6 +145,8 @@ def _equipped(
     here = studio.installed[planned.model.id]
     pipeline = studio.pool.pipeline(planned, here, control.check)
     with lora.applied(pipeline, (*_distilled(planned, studio), *studio.loras)) as fits:
+        # After the LoRAs: what moves weights takes stock of them when it is put on.
+        placing.arrange(pipeline, planned)
         yield pipeline, fits
 
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from wan_worker import tensors
+from wan_worker import placing, tensors
 from wan_worker.errors import Unsupported
 from wan_worker.faults import is_memory_or_gpu_fault
 from wan_worker.lora_store import LoraFile, check_header
@@ -94,6 +94,8 @@ def applied(pipeline: Any, files: tuple[LoraFile, ...]) -> Iterator[tuple[Fit, .
                 expert.set_adapters(list(scales), list(scales.values()))
         yield tuple(fits)
     finally:
+        for expert in experts.values():
+            placing.unhook(expert)  # else taking layers off would put its hooks on again
         pipeline.unload_lora_weights()
 
 
@@ -251,7 +253,7 @@ def _inject(
         )
     if not all(bool(tensor.isfinite().all()) for tensor in layers.values()):
         raise Unsupported("Holds numbers that are not finite", field=where)
-    state = _complete(layers, linears)
+    state = _complete(layers, linears, getattr(pipeline, role).dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is meant
         pipeline.load_lora_weights(
@@ -265,6 +267,7 @@ def _inject(
         raise Unsupported(
             f"Could be put on {len(loaded)} of {len(modules)} layers only", field=where
         )
+    _keep_wide(expert, name, state)
 
 
 def _fits(key: str, layers: "State", linears: Mapping[str, Any]) -> bool:
@@ -283,7 +286,26 @@ def _fits(key: str, layers: "State", linears: Mapping[str, Any]) -> bool:
     return found["part"] != "B.bias" or shape == (linear.out_features,)
 
 
-def _complete(layers: "State", linears: Mapping[str, Any]) -> "State":
+def _keep_wide(expert: Any, name: str, state: "State") -> None:
+    """Put back what the library has cast to the type that the weights are kept in, where it is fp8.
+
+    Nothing multiplies in fp8, and the layers' own digits would be lost.
+    """
+    import torch
+
+    for key, tensor in state.items():
+        found = _KEY.fullmatch(key)
+        if found is None:  # all were compared before
+            continue
+        letter, _, leaf = found["part"].partition(".")
+        layer = getattr(expert.get_submodule(found["module"]), f"lora_{letter}")[name]
+        loaded = getattr(layer, leaf)
+        if loaded.dtype != tensor.dtype:
+            weight = torch.nn.Parameter(tensor.to(loaded.device), requires_grad=False)
+            setattr(layer, leaf, weight)
+
+
+def _complete(layers: "State", linears: Mapping[str, Any], computes_in: "torch.dtype") -> "State":
     """The layers in the type that each module computes in, with a bias on all where any has one.
 
     Activations outgrow fp16, which many files are in; a bias that is missing would stay empty.
@@ -294,8 +316,9 @@ def _complete(layers: "State", linears: Mapping[str, Any]) -> "State":
     state = {}
     for key, tensor in layers.items():
         module = linears[key.partition(".lora_")[0].removeprefix("transformer.")]
-        weight = module.weight
-        dtype = weight.dtype if weight.dtype in (torch.float32, torch.bfloat16) else torch.bfloat16
+        # A narrow weight (quantize) is widened for its product; the layers beside it stay wide.
+        stored = module.weight.dtype
+        dtype = stored if stored in (torch.float32, torch.bfloat16) else computes_in
         state[key] = tensor.to(dtype)
         bias = key.removesuffix("weight") + "bias"
         if biased and key.endswith("lora_B.weight") and bias not in layers:

@@ -29,8 +29,10 @@ from wan_worker.activations import (
     decode_bytes,
     denoise_bytes,
     encode_bytes,
+    kept_wide_bytes,
     outside_blocks_bytes,
     prompt_bytes,
+    widened_bytes,
 )
 from wan_worker.catalog import Installed, Model
 from wan_worker.errors import Unsupported
@@ -110,13 +112,14 @@ def stay_together(
 def weight_bytes(
     model: Model, component_bytes: Mapping[str, int], kind: WeightType
 ) -> dict[str, int]:
-    """Bytes of each component, by role, once its weights are of a type."""
-    outside = outside_blocks_bytes(SHAPES[model.id])
+    """Bytes of each component, by role, once its weights are of a type; fp8 takes as int8 does."""
     sizes = {}
     for component in model.components:
         size = component_bytes[component.name]
         if kind != "bf16" and component.role.startswith("transformer"):
-            size = outside + (size - outside) // 2
+            shape = SHAPES[model.id]
+            outside = outside_blocks_bytes(shape)
+            size = outside + (size - outside) // 2 + kept_wide_bytes(shape)
         sizes[component.role] = size
     return sizes
 
@@ -199,6 +202,8 @@ def estimate(model: Model, component_bytes: Mapping[str, int], job: Job, layout:
     everywhere = STAGES if layout.placement == "resident" else ("denoise",)
     for stage in everywhere:
         weights[stage] += adapters * (2 if model.two_experts else 1)
+    if layout.weight_type != "bf16":
+        weights["denoise"] += widened_bytes(SHAPES[model.id])
     if job.upscaled:
         weights["decode"] += UPSCALE_BYTES
     peaks = {s: weights[s] + int(FRAGMENTATION * live[s]) + RESERVED_BYTES for s in STAGES}
@@ -318,8 +323,8 @@ def _would_fit(
     for smaller, said in smaller_jobs(job):
         if choose(model, component_bytes, smaller, hardware, placement, weight_type):
             return f". {said} would fit"
-    if weight_type == "bf16" and choose(model, component_bytes, job, hardware, placement, "fp8"):
-        return '. With precision "fp8" it would fit'
+    if weight_type == "bf16" and choose(model, component_bytes, job, hardware, placement, "int8"):
+        return '. With precision "int8" it would fit'  # fp8 takes as much and is less exact
     return ""
 
 
@@ -331,12 +336,13 @@ _DOING: Final[Mapping[str, str]] = {
 }
 
 
-def explain(layout: Layout, hardware: Hardware, weights: int) -> list[str]:
+def explain(layout: Layout, model: Model, here: Installed, hardware: Hardware) -> list[str]:
     """The reasons for a layout, one a line."""
     if hardware.device == "cpu":
         return [f"device: CPU ({hardware.reason})"]
     if not layout.stages:
         return [f"device: {hardware.name}, tiny weights fit anywhere"]
+    weights = sum(weight_bytes(model, here.component_bytes, layout.weight_type).values())
     where = {
         "resident": f"all {gb(weights)} of weights stay on it",
         "sequential": f"its weights ({gb(weights)}) take turns: one part is on it at a time",
@@ -370,8 +376,8 @@ def notices(layout: Layout) -> list[Notice]:
         found.append(
             Notice(
                 "WEIGHTS_QUANTIZED",
-                f"Made with {layout.weight_type} weights, as asked; a seed gives another picture "
-                "than with the model's own.",
+                f"Made with {layout.weight_type} weights; a seed gives another picture than with "
+                "the model's own.",
             )
         )
     return found

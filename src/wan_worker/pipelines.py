@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wan_worker import placing, rrdbnet
+from wan_worker import placing, quantize, rrdbnet
 from wan_worker.catalog import Installed, Model
 from wan_worker.components import UPSCALER, Component
 from wan_worker.embeddings import Embeddings
@@ -46,7 +46,7 @@ class Pool:
         return tuple(self._components)
 
     def pipeline(self, plan: Plan, installed: Installed, check: Callable[[], None]) -> Any:
-        """The diffusers pipeline for a plan, its weights in place.
+        """The diffusers pipeline for a plan, free of hooks: for LoRAs, then for placing.arrange.
 
         Args:
             installed: what the plan's model weighs, and where it is.
@@ -58,7 +58,7 @@ class Pool:
         kind, resident = plan.layout.weight_type, plan.placement == "resident"
         device = plan.device if resident else "cpu"
         entries = {_entry(c, kind): c for c in plan.model.components}
-        wanted = {entry: sizes[c.name] for entry, c in entries.items()}
+        wanted = {e: self._bytes.get(e, sizes[c.name]) for e, c in entries.items()}
         beside = plan.layout.room_bytes if resident else 0
         self._make_room(wanted, beside, waiting=device == "cpu")
         absent = [installed.folders[c.name] for e, c in entries.items() if e not in self.loaded]
@@ -73,7 +73,6 @@ class Pool:
         # VACE's counts the VAE's layers for its stride, and misses what patches add to it.
         pipeline.vae_scale_factor_spatial = pipeline.vae.config.scale_factor_spatial
         pipeline.set_progress_bar_config(disable=True)
-        placing.arrange(pipeline, plan)
         return pipeline
 
     def single(self, component: Component, folder: Path, size: int, working: int = 0) -> Any:
@@ -127,9 +126,10 @@ class Pool:
             # Narrowed on the CPU: what is to fit only when it is narrow must not land there wide.
             part = self._load(component, folder, self._hardware, "cpu" if narrowed else device)
             if narrowed:
-                placing.store_in_fp8(part)
+                quantize.narrow(part, kind)
+                size = quantize.stored_bytes(part)
             self._components[entry] = part
-            self._bytes[entry] = size // 2 if narrowed else size
+            self._bytes[entry] = size
         self._components.move_to_end(entry)
         return self._components[entry]
 

@@ -60,20 +60,8 @@ def _pass_through(part: Any, device: str, kind: str) -> None:
     )
 
 
-def store_in_fp8(transformer: Any) -> None:
-    """Keep the weights of a transformer's blocks in fp8; each layer computes in the model's type.
-
-    diffusers' own list of what is too delicate for it (norms, embeddings) keeps its type.
-    """
-    import torch
-
-    transformer.enable_layerwise_casting(
-        storage_dtype=torch.float8_e4m3fn, compute_dtype=transformer.dtype
-    )
-
-
 def unhook(part: Any) -> None:
-    """Take off what moves a component's weights; what narrows them (fp8) is part of it."""
+    """Take off what moves a component's weights; what narrows them (quantize) is part of it."""
     if getattr(part, "_hf_hook", None) is not None:
         from accelerate.hooks import remove_hook_from_module
 
@@ -99,8 +87,9 @@ def move(part: Any, device: str) -> None:
 
 
 def is_on_gpu(part: Any) -> bool:
+    """Any of it: a job that failed while its weights moved may have left a block there."""
     module = _module(part)
-    return module is not None and next(module.parameters()).device.type == "cuda"
+    return module is not None and any(p.device.type == "cuda" for p in module.parameters())
 
 
 def _module(part: Any) -> Any:

@@ -30,7 +30,7 @@ from wan_worker.components import UPSCALER
 from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.formats import Mode
 from wan_worker.hardware import Hardware
-from wan_worker.memory import Layout, loaded_bytes
+from wan_worker.memory import Layout
 from wan_worker.outputs import Output
 from wan_worker.request import Acceleration, Notice, Request
 from wan_worker.settings import Placement, WeightType
@@ -311,12 +311,14 @@ def make(
             field=request.pointer("num_inference_steps"),
         )
     kind = request.precision or weight_type or "bf16"
+    if kind != "bf16":
+        why = "as asked" if request.precision else "as WEIGHT_TYPE sets it for this worker"
+        plan = replace(plan, reasons=(*plan.reasons, f"precision: {kind}, {why}"))
     layout = memory.place(model, here, job_of(plan, area), hardware, placement, kind)
-    weights = sum(loaded_bytes(here, hardware).values())
     plan = replace(
         plan,
         layout=layout,
-        reasons=(*plan.reasons, *memory.explain(layout, hardware, weights)),
+        reasons=(*plan.reasons, *memory.explain(layout, model, here, hardware)),
         notices=(*plan.notices, *memory.notices(layout)),
     )
     if plan.remembers_prompt:

@@ -17,7 +17,7 @@ from wan_worker.errors import ConfigInvalid
 T = TypeVar("T")
 
 Placement = Literal["resident", "sequential", "group"]
-WeightType = Literal["bf16", "fp8"]
+WeightType = Literal["bf16", "fp8", "int8"]
 
 DAY_SECONDS = 86_400
 MAX_URL_EXPIRY_SECONDS = 7 * DAY_SECONDS
@@ -71,7 +71,7 @@ class Settings:
     placement: Placement | None = None
     """Where weights are kept: resident, sequential or group; None leaves it to the plan."""
     weight_type: WeightType | None = None
-    """Type of the transformers' weights for requests that ask for none: bf16 or fp8."""
+    """Type of the transformers' weights for requests that ask for none: bf16, fp8 or int8."""
     max_image_bytes: int = 20 * 1024**2
     max_image_pixels: int = 40_000_000
     max_lora_bytes: int = 2 * 1024**3
@@ -116,7 +116,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
         worker_concurrency=read("WORKER_CONCURRENCY", _integer(1, 8), 1),
         job_timeout_seconds=read("JOB_TIMEOUT_SECONDS", _integer(1, 7 * DAY_SECONDS), None),
         placement=read("PLACEMENT", _one_of("resident", "sequential", "group"), None),
-        weight_type=read("WEIGHT_TYPE", _one_of("bf16", "fp8"), None),
+        weight_type=read("WEIGHT_TYPE", _one_of("bf16", "fp8", "int8"), None),
         max_image_bytes=read(
             "MAX_IMAGE_BYTES", _integer(1024, 512 * 1024**2), Settings.max_image_bytes
         ),
