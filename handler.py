@@ -22,7 +22,7 @@ import runpod
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from wan_worker import doctor, hardware
+from wan_worker import doctor, hardware, preload
 from wan_worker import job as jobs
 from wan_worker.errors import ConfigInvalid
 from wan_worker.progress import Control, Relay
@@ -34,6 +34,7 @@ log = logging.getLogger("wan_worker.handler")
 def make_handler(settings: Settings) -> Any:
     """The coroutine function that RunPod calls with each job."""
     worker = jobs.make_worker(settings)
+    preload.begin(worker)
     threads = ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="job")
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,13 @@ def test_every_variable_that_is_read_is_documented() -> None:
     assert {name for name in names if f"`{name}`" not in readme} == set()
 
 
+def test_every_module_has_its_question() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    table = readme[readme.index("| module | question |") :].split("\n\n")[0]
+    modules = {path.stem for path in (ROOT / "src" / "wan_worker").glob("*.py")} - {"__init__"}
+    assert set(re.findall("`(\\w+)`", re.sub(r"`make \w+`", "", table))) == modules
+
+
 def test_every_feature_names_a_test_that_there_is() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     named = re.findall(r'\]\((tests/\S+\.py) "(\w+)"\)', readme)

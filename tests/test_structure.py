@@ -65,7 +65,17 @@ ORDER = [
         "film",
     ),
     *("upscale", "encode", "containers", "artifact", "clips"),
-    *("caller_store", "storage", "response", "delivery", "callback", "scratch", "job", "doctor"),
+    *(
+        "caller_store",
+        "storage",
+        "response",
+        "delivery",
+        "callback",
+        "scratch",
+        "job",
+        "preload",
+        "doctor",
+    ),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

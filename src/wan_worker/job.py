@@ -83,10 +83,12 @@ def make_worker(settings: Settings) -> Worker:
     """Everything that is ready before the first job.
 
     Raises:
-        ConfigInvalid: the schemas are broken, or DEFAULT_MODEL is no model.
+        ConfigInvalid: the schemas are broken, or DEFAULT_MODEL or PRELOAD_MODELS name no model.
     """
-    if settings.default_model is not None and settings.default_model not in MODELS:
-        raise ConfigInvalid(f"DEFAULT_MODEL: must be one of {', '.join(MODELS)}")
+    named = {"DEFAULT_MODEL": [settings.default_model], "PRELOAD_MODELS": settings.preload_models}
+    for variable, names in named.items():
+        if any(name is not None and name not in MODELS for name in names):
+            raise ConfigInvalid(f"{variable}: must be one of {', '.join(MODELS)}")
     scratch.sweep()
     machine = hardware.detect()
     others = (enhancer(settings.enhancer_model),)

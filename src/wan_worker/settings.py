@@ -60,6 +60,8 @@ class Settings:
     volume_dir: Path = Path("/runpod-volume")
     """RunPod's network volume, looked at for weights where it is mounted."""
     default_model: str | None = None
+    preload_models: tuple[str, ...] = ()
+    """Loaded in the background at the start, in this order."""
     bucket: Bucket | None = None
     url_expiry_seconds: int = DAY_SECONDS
     output_dir: Path = Path("outputs")
@@ -106,6 +108,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
     settings = Settings(
         models_dir=read("MODELS_DIR", Path, Settings.models_dir),
         default_model=read("DEFAULT_MODEL", str, None),
+        preload_models=read("PRELOAD_MODELS", _names, ()),
         bucket=_bucket(env, problems),
         url_expiry_seconds=read(
             "URL_EXPIRY_SECONDS", _integer(1, MAX_URL_EXPIRY_SECONDS), DAY_SECONDS
@@ -209,6 +212,11 @@ def _one_of(*choices: T) -> Callable[[str], T | None]:
         raise ValueError(f"must be auto or one of {', '.join(map(str, choices))}, got {raw[:40]!r}")
 
     return parse
+
+
+def _names(raw: str) -> tuple[str, ...]:
+    """Words with commas or spaces between them."""
+    return tuple(dict.fromkeys(raw.replace(",", " ").split()))
 
 
 def _boolean(raw: str) -> bool:

@@ -1,0 +1,76 @@
+"""Bring models into memory while the worker waits for its first job (``PRELOAD_MODELS``).
+
+What a first job would wait for (importing torch, reading gigabytes) is done before it comes. A job
+that comes meanwhile waits for the model that is being loaded, no longer: the GPU is let go of
+between two. A model that can't be loaded is a line in the log; a job that needs it gets the error.
+Not covered: which models a job takes (choose), and what stays in memory (pipelines).
+"""
+
+import logging
+import threading
+import time
+from typing import Final
+
+from wan_worker import placing, plan, weights
+from wan_worker.catalog import MODELS, Model
+from wan_worker.errors import WorkerError
+from wan_worker.faults import classify
+from wan_worker.job import Worker
+from wan_worker.outputs import Output
+from wan_worker.request import Request
+
+log = logging.getLogger(__name__)
+
+THREAD: Final = "preload"
+
+
+def begin(worker: Worker) -> threading.Thread | None:
+    """Start loading in the background; None where nothing is asked for."""
+    if not worker.settings.preload_models:
+        return None
+    thread = threading.Thread(target=run, args=(worker,), name=THREAD, daemon=True)
+    thread.start()
+    return thread
+
+
+def run(worker: Worker) -> None:
+    """Load the models one after the other, in the order in which they are named."""
+    for name in worker.settings.preload_models:
+        started = time.monotonic()
+        try:
+            with worker.gpu:
+                _load(worker, name)
+        except Exception as problem:  # noqa: BLE001 (a job that needs it gets the error)
+            error = problem if isinstance(problem, WorkerError) else classify(problem)
+            log.warning("preload: %s: %s: %s", name, error.code, error.message)
+        else:
+            log.info("preload: %s is in memory after %.1f s", name, time.monotonic() - started)
+
+
+def _load(worker: Worker, name: str) -> None:
+    settings = worker.settings
+    here = weights.installed(settings.models_dir, settings.volume_dir)
+    planned = plan.make(
+        _native(MODELS[name]),
+        worker.hardware,
+        here,
+        placement=settings.placement,
+        weight_type=settings.weight_type,
+    )
+    pipeline = worker.pool.pipeline(planned, here[name], lambda: None)
+    placing.arrange(pipeline, planned)
+
+
+def _native(model: Model) -> Request:
+    """What the model is made for: its layout in memory is then the one that most jobs have."""
+    still = "a picture" if model.text_pipeline is None else None
+    return Request(
+        job_id="preload",
+        mode="video",
+        model=model.id,
+        outputs=(Output("", 0),),
+        image=still,
+        last_image=still if model.last_image == "required" else None,
+        size=model.default_size,
+        size_is_explicit=True,
+    )
