@@ -42,6 +42,7 @@ ORDER = [
         "memory",
         "reuse",
         "accelerate",
+        "settle",
         "plan",
         "chain",
         "recovery",

@@ -2,7 +2,7 @@
 
 Rules, in order:
 1. The model (choose).
-2. Numbers that the request and its preset leave open: the model's native ones.
+2. Numbers that the request and its preset leave open: the model's native ones (settle).
 3. The size: as asked, generated on the next larger grid and cropped. With a picture and no size of
    its own, the picture's shape at the pixel budget (known once it is there: ``fit_to_image``).
 4. The length: as asked, generated at the next 4k+1 and trimmed.
@@ -25,7 +25,7 @@ from wan_worker import accelerate, activations, formats, memory, turbo
 from wan_worker.activations import Job
 from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
-from wan_worker.choose import choose, install_hint, loses_detail
+from wan_worker.choose import choose, install_hint
 from wan_worker.components import UPSCALER
 from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.formats import Mode
@@ -34,6 +34,7 @@ from wan_worker.memory import Layout
 from wan_worker.outputs import Output
 from wan_worker.request import Acceleration, Notice, Request
 from wan_worker.settings import Placement, WeightType
+from wan_worker.settle import settle
 
 BATCH_TOKENS: Final = 32_760
 """Tokens in one denoising call: those of one 832x480 clip of 81 frames. That many keep an H100 busy
@@ -210,66 +211,22 @@ def make(
         notices += minded
     here = installed[model.id]
 
-    size, budget = request.size, model.default_size[0] * model.default_size[1]
-    if request.mode == "image" and size is not None:
-        budget = max(budget, min(_area(size), model.max_pixels))
-    if request.references and not request.size_is_explicit:
-        if size is not None and size[0] * size[1] < budget:
-            budget = size[0] * size[1]
-            reasons.append(f"size: the image's shape at the preset's {budget} pixels")
-        else:
-            reasons.append(f"size: the image's shape at {model.id}'s {budget} pixels")
-        if size is not None and size[0] * size[1] > budget:
-            notices.append(
-                Notice(
-                    "SIZE_REDUCED",
-                    f"The preset asks for {size[0]}x{size[1]}; {model.id} is made for "
-                    f"{budget} pixels, so the image's shape was taken at that area.",
-                )
-            )
-        size = None
-    elif size is None:
-        size = _turned(model.default_size, request.orientation)
-        reasons.append(f"size: {size[0]}x{size[1]}, native to {model.id}")
-    area = budget if size is None else size[0] * size[1]
-    if not here.tiny and loses_detail(model, area):
-        notices.append(
-            Notice(
-                "SMALL_SIZE", f"{model.id} loses detail below {model.min_pixels} pixels a frame."
-            )
-        )
-
-    fps = model.fps if request.mode == "image" else _or(request.fps, model.fps, "fps", reasons)
-    num_frames = _num_frames(request, model, fps, reasons)
-    if num_frames > model.native_frames + model.temporal_stride:
-        notices.append(
-            Notice(
-                "BEYOND_NATIVE_LENGTH",
-                f"{model.id} was trained on {model.native_frames} frames; "
-                "longer clips may repeat or lose their subject.",
-            )
-        )
-    steps = _or(request.num_inference_steps, model.steps, "num_inference_steps", reasons)
-    guidance = _or(request.guidance_scale, model.guidance_scale, "guidance_scale", reasons)
-    guidance_2 = _guidance_2(request, model, reasons, notices)
-    solver = _or(request.solver, "unipc", "solver", reasons)
-    flow_shift = request.flow_shift
-    if flow_shift is None and model.flow_shift is not None:
-        flow_shift = _or(None, model.flow_shift, "flow_shift", reasons)
-    elif flow_shift is None:
-        # The two values that Wan's own scheduler configuration ships for 480p and 720p.
-        flow_shift = 3.0 if area <= 854 * 480 else 5.0
-        reasons.append(f"flow_shift: {flow_shift}, Wan's own for {area} pixels a frame")
+    settled = settle(request, model, tiny=here.tiny)
+    reasons += settled.reasons
+    notices += settled.notices
+    area = settled.area
     formats.check_upscaled(request.mode, area, request.upscale, request.pointer("upscale"))
     if request.upscale > 1 and UPSCALER.name not in extras:
         raise ModelUnavailable(install_hint(UPSCALER.name), field=request.pointer("upscale"))
     beside = [UPSCALER.name] if request.upscale > 1 else []
     if request.acceleration == "turbo":
         beside += turbo.names_for(model.id)
-    reasons += formats.reasons(request.output_format, fps, request.upscale)
-    if request.mode == "video" and fps != model.fps:
-        speed = "slower" if fps < model.fps else "faster"
-        reasons.append(f"motion: {speed} than life, drawn for {model.fps} fps and played at {fps}")
+    reasons += formats.reasons(request.output_format, settled.fps, request.upscale)
+    if request.mode == "video" and settled.fps != model.fps:
+        speed = "slower" if settled.fps < model.fps else "faster"
+        reasons.append(
+            f"motion: {speed} than life, drawn for {model.fps} fps and played at {settled.fps}"
+        )
     reasons += [lora.reason for lora in request.loras]
 
     plan = Plan(
@@ -282,16 +239,16 @@ def make(
         ),
         references=request.references,
         strength=request.strength,
-        size=size,
+        size=settled.size,
         upscale=request.upscale,
-        pixel_budget=budget,
-        num_frames=num_frames,
-        fps=fps,
-        num_inference_steps=steps,
-        guidance_scale=float(guidance),
-        guidance_scale_2=guidance_2,
-        solver=solver,
-        flow_shift=float(flow_shift),
+        pixel_budget=settled.pixel_budget,
+        num_frames=settled.num_frames,
+        fps=settled.fps,
+        num_inference_steps=settled.num_inference_steps,
+        guidance_scale=settled.guidance_scale,
+        guidance_scale_2=settled.guidance_scale_2,
+        solver=settled.solver,
+        flow_shift=settled.flow_shift,
         output_format=request.output_format,
         device=hardware.device,
         layout=Layout("resident"),
@@ -302,9 +259,11 @@ def make(
         acceleration=request.acceleration,
     )
     if request.acceleration == "cached":
-        reused, why = accelerate.reusing(model, solver, plan.flow_shift, steps, plan.steps_taken)
+        reused, why = accelerate.reusing(
+            model, plan.solver, plan.flow_shift, plan.num_inference_steps, plan.steps_taken
+        )
         plan = replace(plan, reused=reused, reasons=(*plan.reasons, why))
-    if area * plan.generated_frames * steps * len(plan.outputs) > MAX_WORK:
+    if area * plan.generated_frames * plan.num_inference_steps * len(plan.outputs) > MAX_WORK:
         raise InvalidRequest(
             "Size x frames x steps x outputs is over this worker's limit of "
             f"{MAX_WORK:.3g} pixel-steps; lower one of them",
@@ -395,48 +354,6 @@ def fit_to_image(plan: Plan, image_size: Size, *other_sizes: Size) -> Plan:
     return _explain_grid(replace(plan, size=(fitted_width, fitted_height)))
 
 
-def _num_frames(request: Request, model: Model, fps: int, reasons: list[str]) -> int:
-    if request.mode == "image":
-        return 1
-    if request.duration is not None:
-        frames, field = max(1, round(request.duration * fps)), "duration"
-        reasons.append(f"num_frames: {frames}, {request.duration:g} s at {fps} fps")
-    else:
-        frames = _or(request.num_frames, model.native_frames, "num_frames", reasons)
-        field = "num_frames"
-    if frames > model.max_frames:
-        raise InvalidRequest(
-            f"{model.id} makes up to {model.max_frames} frames, "
-            f"{model.max_frames / fps:.1f} s at {fps} fps",
-            field=request.pointer(field),
-        )
-    return frames
-
-
-def _guidance_2(
-    request: Request, model: Model, reasons: list[str], notices: list[Notice]
-) -> float | None:
-    if not model.two_experts:
-        return None
-    if request.guidance_scale_2 is not None:
-        if request.guidance_scale == 1:
-            notices.append(
-                Notice("GUIDANCE_OFF", "guidance_scale 1 turns guidance off for both experts.")
-            )
-        return float(request.guidance_scale_2)
-    if request.guidance_scale is None:
-        return float(_or(None, model.guidance_scale_2, "guidance_scale_2", reasons))
-    reasons.append("guidance_scale_2: as guidance_scale, for the low-noise expert too")
-    return float(request.guidance_scale)
-
-
-def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
-    if asked is not None:
-        return asked
-    reasons.append(f"{name}: {native}, the model's default")
-    return native
-
-
 def _explain_grid(plan: Plan) -> Plan:
     """Add the reasons for generating more than is delivered."""
     reasons = []
@@ -446,10 +363,6 @@ def _explain_grid(plan: Plan) -> Plan:
     if plan.generated_frames != plan.num_frames:
         reasons.append(f"generated {plan.generated_frames} frames (4k+1) and trimmed")
     return replace(plan, reasons=(*plan.reasons, *reasons))
-
-
-def _turned(size: Size, orientation: str | None) -> Size:
-    return (size[1], size[0]) if orientation == "portrait" else size
 
 
 def _shape_differs(size: Size, other: Size) -> bool:
