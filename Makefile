@@ -13,7 +13,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types, generated docs, Dockerfile, workflows"
 	@echo "make serve   RunPod's local test server on http://localhost:$(PORT) (POST /runsync)"
-	@echo "make bench   the figures in the README, measured again"
+	@echo "make bench   the figures in the README and docs/performance.md, measured again"
 	@echo "make image-test  build the image, push, pull and run it (root, buildah, debootstrap)"
 	@echo "make doctor  is this machine fit? weights, GPU, ffmpeg, bucket, folders"
 	@echo "make soak    a thousand mixed and faulted jobs: does anything grow? (half an hour)"
@@ -70,6 +70,9 @@ bench: $(BIN)/.ready models/.tiny
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/job.py
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python docs/tables.py
 
 # Torch first and by its exact version: an open range would pull gigabytes of CUDA packages.
 $(BIN)/.ready: requirements.txt requirements-dev.txt

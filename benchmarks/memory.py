@@ -6,19 +6,17 @@ Each case runs in a process of its own on the tiny VAE, with the same random lat
 process's peak resident memory over what it held with the weights loaded, plus the peak
 of its ffmpeg (sampled every 20 ms). glibc is told to give freed blocks of 256 KiB and more back at
 once, for both ways: what is counted is then what is in use, not what fragments.
-Stock is ``vae.decode``, ``VideoProcessor.postprocess_video`` and ``export_to_video``.
+Stock is ``stock.py``: ``vae.decode``, ``VideoProcessor.postprocess_video``, ``export_to_video``.
 """
 
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +25,9 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from benchmarks import rounds, stock  # noqa: E402
 
 WIDTH, HEIGHT, FPS = 416, 240, 16
 CASES = [(way, frames) for way in ("stock", "ours") for frames in (33, 161)]
@@ -42,7 +42,7 @@ def child(way: str, num_frames: int, models: Path) -> dict[str, float]:
     vae = AutoencoderKLWan.from_pretrained(models / "wan2.1-vae").eval()
     shape = (1, 16, (num_frames - 1) // 4 + 1, HEIGHT // 8, WIDTH // 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    run = ours if way == "ours" else stock
+    run = ours if way == "ours" else diffusers_way
     with tempfile.TemporaryDirectory() as folder:
         before = psutil.Process().memory_info().rss
         with encoder_peak() as encoder:
@@ -86,20 +86,8 @@ def ours(vae: "object", latents: "object", target: Path) -> None:
     encode.write(frames, target, spec, Control(), encode.find_ffmpeg())
 
 
-def stock(vae: "object", latents: "object", target: Path) -> None:
-    import torch
-    from diffusers import AutoencoderKLWan
-    from diffusers.utils import export_to_video
-    from diffusers.video_processor import VideoProcessor
-
-    assert isinstance(vae, AutoencoderKLWan)
-    assert isinstance(latents, torch.Tensor)
-    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    with torch.no_grad():
-        video = vae.decode(latents * std + mean, return_dict=False)[0]
-    frames = VideoProcessor(vae_scale_factor=8).postprocess_video(video, output_type="np")
-    export_to_video(frames[0], str(target), fps=FPS)
+def diffusers_way(vae: "object", latents: "object", target: Path) -> None:
+    stock.export(stock.decode(vae, latents), target, FPS)
 
 
 def main() -> int:
@@ -123,14 +111,12 @@ def main() -> int:
         )
         results[f"{way}_{frames}"] = json.loads(done.stdout.splitlines()[-1])
     total = {k: case["process_mb"] + case["encoder_mb"] for k, case in results.items()}
-    import diffusers
-    import torch
+    import diffusers  # noqa: F401 (their versions are part of the report)
+    import torch  # noqa: F401
 
     report = {
         "what": f"peak memory above the loaded weights, latents to mp4, {WIDTH}x{HEIGHT}",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
-        "date": time.strftime("%Y-%m-%d"),
+        **rounds.about(),
         "cases": {
             k: {name: round(v, 1) for name, v in case.items()} for k, case in results.items()
         },
@@ -141,8 +127,7 @@ def main() -> int:
         "stock_161_to_33": round(total["stock_161"] / total["stock_33"], 3),
         "ours_to_stock_161": round(total["ours_161"] / total["stock_161"], 3),
     }
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    rounds.write(options.json, report)
     return 0
 
 

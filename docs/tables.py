@@ -1,4 +1,6 @@
-"""Write the README's reference tables from the schemas and the code; --check fails when they drift.
+"""Write the tables of README.md and performance.md, and the plots; --check fails when they drift.
+
+They come from the schemas, the code and what benchmarks/ measured.
 
     python docs/tables.py            write
     python docs/tables.py --check    compare, as `make check` does
@@ -10,12 +12,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
+
+import figures  # noqa: E402
 
 from wan_worker import errors, memory  # noqa: E402
 from wan_worker.activations import Job  # noqa: E402
@@ -23,6 +27,7 @@ from wan_worker.catalog import EXTRAS, MODELS, Model, stored_bytes  # noqa: E402
 from wan_worker.hardware import Hardware  # noqa: E402
 
 README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 
 
 def fields_table() -> str:
@@ -253,35 +258,49 @@ TABLES = {
     "weights": weights_table,
     "images": images_table,
     "fits": fits_table,
+    "figures": figures.figures_table,
 }
 
 
-def render(text: str) -> str:
-    """The README with every table written anew.
+def render(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
+    """A document with every table written anew.
 
     Raises:
         ValueError: a table has no place in the text, or a place no table.
     """
     pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
     places = [match[2] for match in pattern.finditer(text)]
-    if sorted(places) != sorted(TABLES):
-        raise ValueError(f"the README has places for {places}, the tables are {list(TABLES)}")
-    return pattern.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
+    if sorted(places) != sorted(tables):
+        raise ValueError(f"the document has places for {places}, the tables are {list(tables)}")
+    return pattern.sub(lambda match: f"{match[1]}{tables[match[2]]()}\n{match[3]}", text)
+
+
+def wanted() -> dict[Path, str]:
+    """What every generated file should hold."""
+    documents = {
+        README: render(README.read_text("utf-8")),
+        PERFORMANCE: render(PERFORMANCE.read_text("utf-8"), figures.TABLES),
+    }
+    return documents | {ROOT / "docs" / name: plot() for name, plot in figures.PLOTS.items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     options = parser.parse_args()
-    current = README.read_text("utf-8")
-    wanted = render(current)
-    if options.check:
-        if wanted != current:
-            print("README.md's tables have drifted from schemas/ or the code: run `make docs`")
-            return 1
+    drifted = {
+        path: text
+        for path, text in wanted().items()
+        if not path.exists() or path.read_text("utf-8") != text
+    }
+    if not options.check:
+        for path, text in drifted.items():
+            path.write_text(text, "utf-8")
         return 0
-    README.write_text(wanted, "utf-8")
-    return 0
+    for path in drifted:
+        print(f"{path.relative_to(ROOT)} has drifted from schemas/, benchmarks/ or the code: "
+              "run `make docs`")  # fmt: skip
+    return 1 if drifted else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's tables say what the schemas and the code say."""
+"""The tables say what the schemas, the code and the benchmarks' results say."""
 
 import importlib.util
 import re
@@ -28,6 +28,18 @@ def test_the_readme_is_up_to_date(tables: ModuleType) -> None:
 def test_a_drifted_table_is_noticed(tables: ModuleType) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert tables.render(text.replace("| `video_high` |", "| `video_hihg` |")) == text
+
+
+def test_the_page_on_performance_and_its_plots_hold_what_was_measured(tables: ModuleType) -> None:
+    for path, text in tables.wanted().items():
+        assert path.read_text("utf-8") == text, path
+
+
+def test_a_figure_that_is_not_the_measured_one_is_noticed(tables: ModuleType) -> None:
+    text = tables.PERFORMANCE.read_text("utf-8")
+    figure = tables.figures.times(tables.figures.read("job")["stages"]["ours_to_stock_outside"])
+    assert figure in text
+    assert tables.render(text.replace(figure, "0.01 times"), tables.figures.TABLES) == text
 
 
 def test_every_error_code_has_a_meaning_and_no_meaning_is_left_over(tables: ModuleType) -> None:

@@ -15,12 +15,14 @@ import hashlib
 import json
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -300,32 +302,54 @@ def _full_key(bucket: Bucket, key: str) -> str:
 
 
 def _client(to: S3) -> Any:
+    """The operator's is kept from job to job: to make and connect one takes as long as an upload."""
+    if to.policy is None:
+        return _operators(to.bucket)
+    client = _made(to.bucket)
+    caller_store.guard(client, to.policy, field=ENDPOINT, seconds=CALLER_SECONDS)
+    return client
+
+
+@lru_cache(maxsize=1)
+def _operators(bucket: Bucket) -> Any:
+    return _made(bucket)
+
+
+@lru_cache(maxsize=1)
+def _session() -> Any:
+    """What clients are made from: S3's description, which takes 0.1 s to parse. No credentials."""
     import boto3
+
+    return boto3.session.Session()
+
+
+_making: Final = threading.Lock()
+"""Sessions, unlike clients, are for one thread at a time."""
+
+
+def _made(bucket: Bucket) -> Any:
     from botocore.config import Config
 
-    bucket = to.bucket
     host = re.sub(r"^https?://", "", bucket.endpoint_url)
-    client = boto3.session.Session().client(
-        "s3",
-        endpoint_url=bucket.endpoint_url,
-        aws_access_key_id=bucket.access_key_id.reveal(),
-        aws_secret_access_key=bucket.secret_access_key.reveal(),
-        region_name=bucket.region,
-        config=Config(
-            signature_version="s3v4",
-            # AWS names buckets in the host; most others want them in the path.
-            s3={"addressing_style": "virtual" if ".amazonaws.com" in host else "path"},
-            retries={"mode": "standard", "max_attempts": 5},
-            connect_timeout=10,
-            read_timeout=60,
-            # R2, GCS and older stores refuse the checksum headers that boto3 adds by default.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-    if to.policy is not None:
-        caller_store.guard(client, to.policy, field=ENDPOINT, seconds=CALLER_SECONDS)
-    return client
+    with _making:
+        return _session().client(
+            "s3",
+            endpoint_url=bucket.endpoint_url,
+            aws_access_key_id=bucket.access_key_id.reveal(),
+            aws_secret_access_key=bucket.secret_access_key.reveal(),
+            region_name=bucket.region,
+            config=Config(
+                signature_version="s3v4",
+                # AWS names buckets in the host; most others want them in the path.
+                s3={"addressing_style": "virtual" if ".amazonaws.com" in host else "path"},
+                retries={"mode": "standard", "max_attempts": 5},
+                connect_timeout=10,
+                read_timeout=60,
+                # R2, GCS and older stores refuse the checksum headers that boto3 adds by default.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
 
 
 @contextmanager

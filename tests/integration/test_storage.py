@@ -11,6 +11,7 @@ from tests.integration.s3 import S3Server
 from wan_worker import storage
 from wan_worker.artifact import Artifact
 from wan_worker.errors import Canceled, StorageFailed
+from wan_worker.net import Policy
 from wan_worker.outputs import Output
 from wan_worker.progress import Control
 from wan_worker.settings import Bucket, Secret
@@ -71,6 +72,15 @@ def test_the_same_job_again_writes_the_same_key(
     for _ in range(2):
         storage.put(made, 0, OUTPUT, "again", storage.S3(bucket, 60), Control())
     assert names(s3, "again") == ["again/0.mp4"]
+
+
+def test_the_operators_client_is_kept_from_job_to_job_and_a_callers_is_not(bucket: Bucket) -> None:
+    assert storage._client(storage.S3(bucket, 60)) is storage._client(storage.S3(bucket, 60))
+    other = replace(bucket, secret_access_key=Secret("another"))
+    assert storage._client(storage.S3(other, 60)) is not storage._client(storage.S3(bucket, 60))
+    callers = storage.S3(bucket, 60, Policy())
+    assert storage._client(callers) is not storage._client(callers)
+    assert storage._client(callers) is not storage._client(storage.S3(bucket, 60))
 
 
 def test_a_public_bucket_gives_plain_urls(s3: S3Server, bucket: Bucket, tmp_path: Path) -> None:
