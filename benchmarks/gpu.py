@@ -41,6 +41,7 @@ from wan_worker import (  # noqa: E402
     encode,
     generate,
     hardware,
+    placing,
     references,
     request,
     solver,
@@ -51,6 +52,7 @@ from wan_worker.activations import SHAPES as SIZES  # noqa: E402
 from wan_worker.activations import Shape  # noqa: E402
 from wan_worker.catalog import MODELS, Installed  # noqa: E402
 from wan_worker.components import CLIP, UMT5, Component  # noqa: E402
+from wan_worker.embeddings import Embeddings  # noqa: E402
 from wan_worker.hardware import Hardware  # noqa: E402
 from wan_worker.net import Policy  # noqa: E402
 from wan_worker.outputs import Output  # noqa: E402
@@ -190,10 +192,12 @@ class Bench:
         def denoise(plan: Plan) -> Any:
             return generate.denoise(pipeline, plan, *embeds, pictures, control)
 
-        *embeds, _ = generate.encode_prompts(pipeline, planned)  # warm
+        placing.arrange(pipeline, planned)
+        *embeds, _ = generate.encode_prompts(pipeline, planned, Embeddings())  # warm
         denoise(replace(planned, num_inference_steps=1))
         with measured("prompt"):
-            *embeds, _ = generate.encode_prompts(pipeline, planned)
+            # Nothing is known yet: a worker's first job. Later ones know the negative prompt.
+            *embeds, _ = generate.encode_prompts(pipeline, planned, Embeddings())
         with measured("denoise"), measured.forwards():
             latents = denoise(planned)
         layout = planned.layout.decode

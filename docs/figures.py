@@ -152,11 +152,13 @@ def machines_table() -> str:
     job = read("job")
     rows = {f"job.py, {name}": job[name] for name in ("stages", "overhead", "overlap")}
     rows |= {f"{name}.py": read(name) for name in ("memory", "startup", "loading")}
-    lines = ["| script | machine | load average | date |", "|---|---|---|---|"]
+    lines = ["| script | machine | load average | rounds | date |", "|---|---|---|---|---|"]
     for name, about in rows.items():
         load = about.get("load_average")
         busy = f"{load[0]:.1f}" if load else "not kept"
-        lines.append(f"| {name} | {about['machine']} | {busy} | {about['date']} |")
+        lines.append(
+            f"| {name} | {about['machine']} | {busy} | {about.get('rounds', '')} | {about['date']} |"
+        )
     return "\n".join(lines)
 
 

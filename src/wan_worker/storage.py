@@ -302,7 +302,7 @@ def _full_key(bucket: Bucket, key: str) -> str:
 
 
 def _client(to: S3) -> Any:
-    """The operator's is kept from job to job: to make and connect one takes as long as an upload."""
+    """The operator's is kept from job to job: making one takes as long as a small upload."""
     if to.policy is None:
         return _operators(to.bucket)
     client = _made(to.bucket)
