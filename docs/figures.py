@@ -156,9 +156,8 @@ def machines_table() -> str:
     for name, about in rows.items():
         load = about.get("load_average")
         busy = f"{load[0]:.1f}" if load else "not kept"
-        lines.append(
-            f"| {name} | {about['machine']} | {busy} | {about.get('rounds', '')} | {about['date']} |"
-        )
+        cells = (name, about["machine"], busy, about.get("rounds", ""), about["date"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
