@@ -150,17 +150,17 @@ def test_a_prompt_is_encoded_once_however_many_outputs_share_it(
 
         def note(**named: Any) -> Any:
             if named["prompt"] is not None:  # not the pipeline's own call, with embeddings at hand
-                encoded.append((named["prompt"], named["do_classifier_free_guidance"]))
+                encoded.append(named["prompt"])
             return encode(**named)
 
         pipeline.encode_prompt = note
         return pipeline
 
     monkeypatch.setattr(Pool, "pipeline", listening)
-    request = QUICK | {"prompt": ["a cat", "a dog", "a cat"]}
-    assert "error" not in jobs.run({"id": "e", "input": request}, worker, Control())
-    # And the negative prompt once.
-    assert encoded == [("a cat", True), ("a dog", False)]
+    fresh = replace(worker, pool=Pool(worker.hardware))  # which has read nothing before
+    request = QUICK | {"prompt": ["a cat", "a dog", "a cat"], "negative_prompt": "a bird"}
+    assert "error" not in jobs.run({"id": "e", "input": request}, fresh, Control())
+    assert encoded == ["a cat", "a dog", "a bird"]
 
 
 def test_a_prompt_that_is_cut_is_told_by_its_place(serve: Serve) -> None:

@@ -18,6 +18,7 @@ from training import upscaler
 from tests.conftest import QUICK
 from tests.integration.hub import Fault, File, HubServer
 from wan_worker import catalog, download, job, rrdbnet, tiny, weights
+from wan_worker.catalog import EXTRAS
 from wan_worker.components import UPSCALER, Component, Release
 from wan_worker.errors import ModelCorrupt, ModelUnavailable
 from wan_worker.hub import Hub
@@ -68,7 +69,7 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], HubSe
                 sha256=hashlib.sha256(data).hexdigest(),
             )
             component = replace(UPSCALER, hub_bytes=len(data), release=release)
-            extras = MappingProxyType({component.name: component})
+            extras = MappingProxyType({**EXTRAS, component.name: component})
             monkeypatch.setattr(catalog, "EXTRAS", extras)
             return server
 
