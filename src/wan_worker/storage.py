@@ -13,6 +13,7 @@ Not covered: deleting old assets (a bucket's lifecycle rules do that better).
 import base64
 import hashlib
 import json
+import logging
 import re
 import shutil
 import threading
@@ -38,6 +39,8 @@ from wan_worker.faults import is_disk_full
 from wan_worker.outputs import Output
 from wan_worker.progress import Control
 from wan_worker.settings import Bucket
+
+log = logging.getLogger(__name__)
 
 INLINE_BYTES: Final = 7 * 1000**2
 """Largest file in a response: base64 makes it 9.3 MB, and RunPod refuses results over 10 MB."""
@@ -204,9 +207,8 @@ def remove(asset: StoredAsset, to: Destination) -> None:
     """Take back a file that was delivered, for a job that was cancelled."""
     if isinstance(to, Folder) and asset.key is not None:
         (to.root.resolve() / asset.key).unlink(missing_ok=True)
-    elif isinstance(to, S3):
-        with _storage_errors():
-            _client(to).delete_object(Bucket=to.bucket.name, Key=asset.key)
+    elif isinstance(to, S3) and asset.key is not None:
+        _take_back(_client(to), to.bucket.name, asset.key)
 
 
 def probe(bucket: Bucket) -> float:
@@ -259,32 +261,19 @@ def _write_local(target: Path, body: bytes | Path) -> None:
 
 
 def _put_s3(artifact: Artifact, output: Output, key: str, to: S3, control: Control) -> StoredAsset:
-    from boto3.s3.transfer import TransferConfig
-
     full_key = _full_key(to.bucket, key)
     control.check()
     with _storage_errors():
         client = _client(to)
-        with artifact.path.open("rb") as body:
-            client.upload_fileobj(
-                body,
-                to.bucket.name,
-                full_key,
-                ExtraArgs={
-                    "ContentType": artifact.content_type,
-                    "Metadata": {"sha256": artifact.sha256},
-                },
-                Config=TransferConfig(
-                    multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES
-                ),
-            )
-        stored = client.head_object(Bucket=to.bucket.name, Key=full_key)["ContentLength"]
-        if stored != artifact.bytes:
-            raise StorageFailed(f"The bucket holds {stored} of {artifact.bytes} bytes")
         try:
+            _upload(client, artifact, to.bucket.name, full_key, control)
+            stored = client.head_object(Bucket=to.bucket.name, Key=full_key)["ContentLength"]
+            if stored != artifact.bytes:
+                raise StorageFailed(f"The bucket holds {stored} of {artifact.bytes} bytes")
             control.check()
         except WorkerError:
-            client.delete_object(Bucket=to.bucket.name, Key=full_key)
+            # Half a file, or one that nobody waits for.
+            _take_back(client, to.bucket.name, full_key)
             raise
         if to.bucket.public_url is not None:
             url = f"{to.bucket.public_url}/{full_key}"
@@ -295,6 +284,42 @@ def _put_s3(artifact: Artifact, output: Output, key: str, to: S3, control: Contr
                 ExpiresIn=to.url_expiry_seconds,
             )
     return StoredAsset(artifact, output, url=url, key=full_key)
+
+
+def _upload(client: Any, artifact: Artifact, bucket: str, key: str, control: Control) -> None:
+    """Send a file, in parts if it is large; a job that should stop does so amid the bytes.
+
+    boto3 aborts an upload in parts that fails, whatever it fails of.
+    """
+    from boto3.s3.transfer import TransferConfig
+
+    # Raised from the progress callback it ends the try that is under way, which the SDK takes for
+    # a network fault; raised here it ends the tries.
+    for operation in ("PutObject", "UploadPart"):
+        client.meta.events.register_first(
+            f"before-send.s3.{operation}", lambda **_: control.check()
+        )
+    with artifact.path.open("rb") as body:
+        client.upload_fileobj(
+            body,
+            bucket,
+            key,
+            ExtraArgs={
+                "ContentType": artifact.content_type,
+                "Metadata": {"sha256": artifact.sha256},
+            },
+            Callback=lambda _: control.check(),
+            Config=TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES),
+        )
+
+
+def _take_back(client: Any, bucket: str, key: str) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client.delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError, OSError) as problem:
+        log.warning("%s could not be removed: %s", key, type(problem).__name__)
 
 
 def _full_key(bucket: Bucket, key: str) -> str:
