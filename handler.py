@@ -22,7 +22,7 @@ import runpod
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from wan_worker import doctor, hardware, preload
+from wan_worker import doctor, hardware, logs, preload
 from wan_worker import job as jobs
 from wan_worker.errors import ConfigInvalid
 from wan_worker.progress import Control, Relay
@@ -80,6 +80,7 @@ def make_fitness_check(settings: Settings) -> Callable[[], None]:
 def main() -> None:
     try:
         settings = from_env(os.environ)
+        logs.install()
         logging.basicConfig(
             level=settings.log_level,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",

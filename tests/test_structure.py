@@ -24,6 +24,7 @@ PACKAGE = ROOT / "src" / "wan_worker"
 ORDER = [
     *(
         "errors",
+        "logs",
         "faults",
         "settings",
         "components",
