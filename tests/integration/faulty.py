@@ -65,7 +65,7 @@ class Deaf:
 
 @dataclass(frozen=True)
 class Hold:
-    """Take so many bytes of the body, then wait for ``release`` before going on."""
+    """Take so many bytes of the body, then wait for ``release`` to go on or ``drop`` to end."""
 
     after: int = 0
 
@@ -83,6 +83,7 @@ class FaultyProxy:
         self.holding = threading.Event()
         """A request is held now."""
         self.released = threading.Event()
+        self.dropping = False
 
     def __enter__(self) -> Self:
         self._server = _Server(self)
@@ -104,7 +105,6 @@ class FaultyProxy:
 
     def behave(self) -> None:
         """From now on pass everything on, what is held too; forget what was seen."""
-        self.fault = lambda _: None
         self.release()
         self.seen.clear()
 
@@ -112,11 +112,19 @@ class FaultyProxy:
         """Hold requests like these until ``release``."""
         self.holding.clear()
         self.released.clear()
+        self.dropping = False
         self.fault = lambda asked: Hold(after) if which(asked) else None
 
     def release(self) -> None:
+        """Let what is held go on, and hold nothing more."""
+        self.fault = lambda _: None
         self.released.set()
         self.holding.clear()
+
+    def drop(self) -> None:
+        """As if the client had been cut off while it was held."""
+        self.dropping = True
+        self.release()
 
 
 class _Server(ThreadingHTTPServer):
@@ -156,7 +164,10 @@ class _Pass(BaseHTTPRequestHandler):
                 body = self._read(after)
                 self.server.proxy.holding.set()
                 self.server.proxy.released.wait(HELD_SECONDS)
-                self._answer(*self._forward(body + self._read(taken=len(body))))
+                if self.server.proxy.dropping:
+                    self._break_off()
+                else:
+                    self._answer(*self._forward(body + self._read(taken=len(body))))
             case None:
                 self._answer(*self._forward(self._read()))
 

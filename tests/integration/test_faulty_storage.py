@@ -73,7 +73,11 @@ def visible(s3: S3Server, job_id: str) -> list[str]:
 
 def unfinished(s3: S3Server) -> list[str]:
     """Keys of the uploads in parts that were begun and neither finished nor aborted."""
-    listed = s3.client().list_multipart_uploads(Bucket=s3.bucket)
+    client = s3.client()
+    try:
+        listed = client.list_multipart_uploads(Bucket=s3.bucket)
+    except client.exceptions.NoSuchUpload:  # as rclone says before the first one
+        return []
     return [item["Key"] for item in listed.get("Uploads", [])]
 
 
