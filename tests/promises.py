@@ -246,8 +246,11 @@ PROMISES = (
     Promise(52, "code or another version from a model's repository",
             "none is run; revisions are pinned",
             _of("integration/test_release", "the_catalogs_release_is_https_and_pinned",
-                "a_file_that_is_not_the_pinned_one_is_never_opened"),
-            missing="that no loader is told to trust remote code"),
+                "a_file_that_is_not_the_pinned_one_is_never_opened")
+            + _of("test_remote_code", "no_loader_is_told_to_trust_remote_code",
+                  "nothing_is_called_that_runs_what_a_repository_brings",
+                  "code_that_comes_with_a_language_model_is_not_run",
+                  "code_that_comes_with_a_part_of_a_model_is_not_run")),
     Promise(53, "two workers on one volume", "they take turns; a dead one's lock holds nobody up",
             _of("integration/test_download", "two_processes_on_one_volume_take_turns",
                 "a_killed_download_is_completed_by_the_next")),
@@ -272,8 +275,9 @@ PROMISES = (
                 "nan_from_the_model_is_a_failure")
             + _of("test_artifact", "a_video_of_one_colour_is_a_failed_generation",
                   "a_video_that_goes_black_is_a_failed_generation")),
-    Promise(58, "a faster kernel that is not there", "another one, told in the reasons",
-            missing="no optional kernel is used yet"),
+    Promise(58, "a faster kernel that is not there",
+            "can't be: no optional kernel is asked for, all are torch's own",
+            _of("test_remote_code", "no_kernel_is_used_that_may_be_missing")),
     Promise(59, "a fault while weights move", "the hooks go; the next job succeeds",
             _of("test_pipelines", "a_job_that_fails_while_its_weights_move_leaves_no_trace")),
     Promise(60, "what a job leaves to the next", "nothing: same seed, same bytes",
@@ -327,19 +331,29 @@ PROMISES = (
             + _of("integration/test_production",
                   "wrong_keys_are_a_storage_failure_that_names_no_key")
             + _of("test_delivery",
-                  "all_files_that_a_bucket_refuses_are_kept_with_their_manifest")),
+                  "all_files_that_a_bucket_refuses_are_kept_with_their_manifest")
+            + _of("integration/test_faulty_storage",
+                  "a_bucket_that_vanishes_before_the_manifest_is_permanent_and_the_file_is_kept")),
     Promise(74, "a bucket that is overloaded or breaks off",
             "the SDK's tries, then STORAGE_FAILED, retryable; the file is kept",
             _of("integration/test_storage", "a_refusal_is_permanent_and_an_outage_is_not")
-            + _of("test_job", "a_file_its_bucket_refuses_is_kept"),
-            missing="storms of 503 and resets in the middle of an upload"),
-    Promise(75, "an upload in parts that fails", "the parts are removed",
-            missing="an upload in parts that breaks off"),
+            + _of("test_job", "a_file_its_bucket_refuses_is_kept")
+            + _of("integration/test_faulty_storage",
+                  "a_bucket_that_recovers_within_the_tries_costs_nothing",
+                  "a_bucket_that_does_not_recover_is_worth_another_try_and_the_file_is_kept")),
+    Promise(75, "an upload in parts that fails", "the parts are removed; no half is to be seen",
+            _of("integration/test_faulty_storage",
+                "the_parts_of_an_upload_that_breaks_off_are_removed",
+                "a_part_that_is_reset_is_sent_again",
+                "a_cancel_amid_an_upload_in_parts_removes_the_parts")),
     Promise(76, "a store that refuses checksum headers",
             "none is sent unasked; size and our own sha256 are checked",
             _of("integration/test_production",
-                "stored_objects_carry_their_hash_and_the_manifest_comes_with_them"),
-            missing="a store that refuses them"),
+                "stored_objects_carry_their_hash_and_the_manifest_comes_with_them")
+            + _of("integration/test_faulty_storage",
+                  "a_store_that_refuses_checksum_headers_takes_files_whole_and_in_parts",
+                  "the_store_that_refuses_checksums_would_refuse_the_sdks_own_way",
+                  "a_file_that_the_bucket_cut_short_is_not_reported_and_does_not_stay")),
     Promise(77, "the same job again", "the same key",
             _of("integration/test_storage", "the_same_job_again_writes_the_same_key")),
     Promise(78, "presigned URLs", "short-lived, and in no log",
@@ -395,7 +409,8 @@ PROMISES = (
                   "progress_is_numbered_and_nothing_lands_after_the_result")),
     # Lifecycle
     Promise(91, "SIGTERM", "the running job finishes and is told; its temp folder goes",
-            _of("integration/test_production", "sigterm_lets_the_running_job_finish")),
+            _of("integration/test_production", "sigterm_lets_the_running_job_finish")
+            + _of("integration/test_lifecycle", "sigterm_lets_an_upload_finish")),
     Promise(92, "SIGKILL", "the next start sweeps; nothing half-made is to be seen",
             _of("test_lora_store",
                 "what_a_killed_worker_left_is_swept_and_a_live_download_is_not")
@@ -403,21 +418,38 @@ PROMISES = (
             + _of("test_scratch",
                   "what_a_killed_worker_left_is_removed_and_what_a_living_one_uses_stays")
             + _of("integration/test_production",
-                  "what_a_killed_worker_left_is_gone_when_the_next_one_starts"),
-            missing="half an upload"),
+                  "what_a_killed_worker_left_is_gone_when_the_next_one_starts")
+            + _of("integration/test_lifecycle",
+                  "a_worker_killed_in_an_upload_leaves_nothing_to_see_and_its_successor_sweeps",
+                  "a_worker_killed_in_an_upload_in_parts_leaves_nothing_to_see")),
     Promise(93, "a cancel at any stage, or two", "CANCELED within a step; the next job succeeds",
             _of("integration/test_production",
                 "a_job_cancelled_while_denoising_posts_nothing_and_the_next_succeeds")
             + _of("integration/test_storage", "a_job_cancelled_at_the_upload_leaves_nothing")
             + _of("test_job", "a_job_waits_for_the_gpu_and_can_be_cancelled_there")
             + _of("test_generate", "cancel_is_obeyed_within_one_step")
-            + _of("test_encode", "cancel_ends_a_hung_ffmpeg")),
+            + _of("test_encode", "cancel_ends_a_hung_ffmpeg")
+            + _of("test_stages", "a_job_ends_in_the_stage_in_which_it_was_stopped",
+                  "a_job_after_many_that_were_stopped_is_as_if_they_had_not_been")
+            + _of("integration/test_lifecycle",
+                  "a_job_cancelled_behind_another_leaves_that_one_alone",
+                  "a_job_cancelled_while_it_fetches_leaves_nothing",
+                  "a_job_cancelled_while_it_computes_leaves_nothing",
+                  "a_job_cancelled_while_it_uploads_leaves_nothing_and_holds_nobody_up")
+            + _of("integration/test_faulty_storage",
+                  "a_job_cancelled_amid_its_upload_leaves_nothing_and_stops_trying",
+                  "a_store_that_fails_to_remove_a_cancelled_file_does_not_change_the_outcome")),
     Promise(94, "jobs side by side", "one has the GPU; each has its own temp folder",
-            _of("test_job", "a_job_waits_for_the_gpu_and_can_be_cancelled_there"),
-            missing="two whole jobs at once"),
+            _of("test_job", "a_job_waits_for_the_gpu_and_can_be_cancelled_there",
+                "two_jobs_at_once_take_turns_at_the_gpu_and_have_folders_of_their_own")
+            + _of("integration/test_lifecycle",
+                  "two_jobs_at_once_have_the_bytes_that_they_have_alone")),
     Promise(95, "a job's time is up", "DEADLINE, naming the stage",
             _of("test_job", "a_deadline_names_its_stage")
-            + _of("test_progress", "a_deadline_names_the_stage_it_fell_in")),
+            + _of("test_progress", "a_deadline_names_the_stage_it_fell_in")
+            + _of("test_stages", "a_job_ends_in_the_stage_in_which_it_was_stopped")
+            + _of("integration/test_faulty_storage",
+                  "a_job_that_is_late_amid_its_upload_says_so_and_saves_what_it_made")),
     Promise(96, "an exit inside a job", "INTERNAL; the worker lives",
             _of("test_job", "a_fault_has_its_code_and_the_next_job_succeeds")),
     Promise(97, "no GPU where there should be one", "the worker does not start",
@@ -433,8 +465,12 @@ PROMISES = (
     Promise(99, "text that writes lines of its own into the log", "refused, escaped or hashed",
             _of("test_request", "text_that_breaks_what_comes_after_is_refused",
                 "a_field_name_that_is_no_plain_text_is_refused",
-                "a_huge_field_name_does_not_come_back_in_the_error"),
-            missing="words of libraries and of other servers"),
+                "a_huge_field_name_does_not_come_back_in_the_error")
+            + _of("test_logs", "a_record_is_one_line_whatever_it_quotes",
+                  "no_line_of_a_traceback_can_be_taken_for_an_entry",
+                  "a_library_that_says_too_much_is_cut",
+                  "the_secrets_of_urls_that_a_library_quotes_are_left_out",
+                  "a_librarys_own_handler_and_a_wrong_call_are_covered_too")),
     Promise(100, "a wrong environment", "CONFIG_INVALID at start, all of it at once",
             _of("test_settings", "all_problems_are_reported_at_once",
                 "a_whole_number_is_ascii_digits_within_its_range")),

@@ -9,8 +9,10 @@ import io
 import json
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from PIL import Image
 
 from tests.conftest import QUICK, Answer, error_of
 from tests.media import path_of, read
-from wan_worker import choose, encode, generate, storage, tiny
+from wan_worker import choose, clips, encode, generate, storage, tiny
 from wan_worker import job as jobs
 from wan_worker.catalog import MODELS
 from wan_worker.errors import EncodeFailed
@@ -319,6 +321,51 @@ def test_a_job_waits_for_the_gpu_and_can_be_cancelled_there(worker: jobs.Worker)
         error = error_of(jobs.run({"id": "w", "input": QUICK}, worker, control))
         timer.join()
     assert (error["code"], error["stage"]) == ("CANCELED", "queue")
+
+
+def test_two_jobs_at_once_take_turns_at_the_gpu_and_have_folders_of_their_own(
+    worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [QUICK, QUICK | {"seed": 8, "image_url": picture()}]
+    alone = [
+        sha256_of(jobs.run({"id": f"alone-{i}", "input": request}, worker, Control()))
+        for i, request in enumerate(requests)
+    ]
+    controls = [Control(), Control()]
+    inside: list[int] = []
+    most_inside = 0
+    folders: set[Path] = set()
+    make = clips.make
+
+    def watched(planned: Any, pictures: Any, studio: clips.Studio, *rest: Any) -> Any:
+        nonlocal most_inside
+        inside.append(1)
+        most_inside = max(most_inside, len(inside))
+        folders.add(studio.folder)
+        # The first to come waits until the other one waits for the GPU, and looks again.
+        for _ in range(600):
+            if len(folders) > 1 or all(c.stage not in ("plan", "fetch") for c in controls):
+                break
+            time.sleep(0.05)
+        time.sleep(0.3)
+        most_inside = max(most_inside, len(inside))
+        try:
+            return make(planned, pictures, studio, *rest)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(clips, "make", watched)
+    with ThreadPoolExecutor(2) as threads:
+        given = zip(requests, controls, strict=True)
+        running = [
+            threads.submit(jobs.run, {"id": f"both-{i}", "input": request}, worker, control)
+            for i, (request, control) in enumerate(given)
+        ]
+        answers = [future.result(timeout=120) for future in running]
+    assert [sha256_of(answer) for answer in answers] == alone
+    assert most_inside == 1
+    assert len(folders) == 2
+    assert [folder for folder in folders if folder.exists()] == []
 
 
 def test_a_deadline_names_its_stage(worker: jobs.Worker) -> None:

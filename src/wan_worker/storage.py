@@ -7,7 +7,8 @@ has been given no bucket. Objects are ``{prefix}/{job_id}/{index}.{ext}``; the j
 
 Promises: an upload is never reported that did not happen (a HEAD compares the size); the same job
 again writes the same key; a presigned URL is never logged; credentials are revealed to boto3 only.
-Not covered: deleting old assets (a bucket's lifecycle rules do that better).
+Not covered: deleting old assets, and the unseen parts of an upload whose worker was killed (a
+bucket's lifecycle rules do both better).
 """
 
 import base64
@@ -175,7 +176,9 @@ def put(
 
     Raises:
         StorageFailed: the bucket refused it, or could not be reached after the SDK's retries.
+        Canceled, DeadlineExceeded: the job should stop; what was sent of this file is taken back.
     """
+    control.check()
     key = f"{job_folder(job_id)}/{index}.{artifact.extension}"
     if isinstance(to, Inline):
         data = base64.b64encode(artifact.path.read_bytes()).decode("ascii")
@@ -262,7 +265,6 @@ def _write_local(target: Path, body: bytes | Path) -> None:
 
 def _put_s3(artifact: Artifact, output: Output, key: str, to: S3, control: Control) -> StoredAsset:
     full_key = _full_key(to.bucket, key)
-    control.check()
     with _storage_errors():
         client = _client(to)
         try:

@@ -32,6 +32,8 @@ def production(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             "MODELS_DIR": str(models_dir),
             "LORA_CACHE_DIR": str(tmp_path_factory.mktemp("loras")),
             "LOG_LEVEL": "DEBUG",
+            # Most of these jobs wait for somebody who does not answer: let them wait together.
+            "WORKER_CONCURRENCY": "8",
             "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true",
             "CALLBACK_SECRET": f"{CANARY}-callback-secret",
             "HF_TOKEN": f"hf_{CANARY}",
