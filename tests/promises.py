@@ -114,7 +114,9 @@ PROMISES = (
                 "a_missing_schema_file_is_a_configuration_error_that_hides_the_path")),
     Promise(20, "questions about the worker beside fields of a video",
             "INVALID_REQUEST, and no model is loaded",
-            missing="there is no info mode yet: `mode` takes image and video, all else is refused"),
+            _of("test_info", "a_question_with_fields_of_a_generation_is_refused",
+                "a_generation_with_fields_of_a_question_is_refused",
+                "no_question_imports_torch")),
     # Reference image
     Promise(21, "a small file of enormous pixels", "IMAGE_REJECTED before a pixel is decoded",
             _of("test_images", "pixel_bomb_is_rejected_before_it_is_decoded",

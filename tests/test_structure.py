@@ -73,6 +73,7 @@ ORDER = [
         "response",
         "delivery",
         "callback",
+        "info",
         "scratch",
         "job",
         "preload",
@@ -435,7 +436,10 @@ def test_the_schemas_strength_is_the_codes() -> None:
 def test_the_schemas_formats_are_exactly_the_codes() -> None:
     named = REQUEST_SCHEMA["properties"]["output_format"]["enum"]
     assert named == [*formats.VIDEO_FORMATS, *formats.IMAGE_FORMATS]
-    assert REQUEST_SCHEMA["properties"]["mode"]["enum"] == sorted(get_args(formats.Mode))
+    assert REQUEST_SCHEMA["properties"]["mode"]["enum"] == [
+        *sorted(get_args(formats.Mode)),
+        "info",
+    ]
 
 
 def test_the_schema_refuses_unknown_fields() -> None:

@@ -27,6 +27,7 @@ from wan_worker import (
     delivery,
     encode,
     hardware,
+    info,
     lora_store,
     memory,
     net,
@@ -145,6 +146,8 @@ def _serve(
     job: Mapping[str, Any], worker: Worker, control: Control, folder: Path, known: _Known
 ) -> dict[str, Any]:
     control.enter("plan")
+    if info.is_asked(job):
+        return info.answer(job, worker.contract, _state(worker), partial(_plan, worker=worker))
     asked = known.asked = request.parse(job, worker.contract)
     destination = delivery.destination(asked, worker.settings, worker.policy)
     replan = partial(_plan, worker=worker)
@@ -242,6 +245,18 @@ def _installed(worker: Worker) -> dict[str, Installed]:
 
 def _extras(worker: Worker) -> dict[str, Installed]:
     return weights.extras(worker.settings.models_dir, worker.settings.volume_dir)
+
+
+def _state(worker: Worker) -> info.State:
+    models, volume = worker.settings.models_dir, worker.settings.volume_dir
+    return info.State(
+        hardware=hardware.refresh(worker.hardware),
+        installed=_installed(worker),
+        components=weights.whole(models, volume),
+        damaged=weights.damaged(models),
+        loaded=worker.pool.loaded,
+        busy=worker.gpu.locked(),
+    )
 
 
 def _enhancer(worker: Worker) -> tuple[Component, weights.Found | None]:

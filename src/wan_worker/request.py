@@ -206,6 +206,11 @@ def _mode_and_preset(
     fields: dict[str, Any], presets: Mapping[str, Any]
 ) -> tuple[Mode, Mapping[str, Any]]:
     job_type, mode = fields.get("job_type"), fields.get("mode")
+    if mode == "info":  # of a request inside one
+        raise InvalidRequest("Must be one of: image, video", field="/input/mode")
+    for name in ("report", "request"):
+        if name in fields:
+            raise InvalidRequest("Belongs to mode info", field=f"/input/{name}")
     if job_type is None:
         if mode is None:
             raise InvalidRequest(

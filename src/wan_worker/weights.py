@@ -121,6 +121,12 @@ def locate(component: Component, models_dir: Path, volume: Path | None = None) -
     return None
 
 
+def whole(models_dir: Path, volume: Path | None = None) -> frozenset[str]:
+    """Names of the models' components that are here, whether or not all of a model are."""
+    parts = components_of(list(MODELS))
+    return frozenset(c.name for c in parts if locate(c, models_dir, volume) is not None)
+
+
 def explain(models_dir: Path, volume: Path | None = None, *others: Component) -> Iterator[str]:
     """A line for the log about each component: where it is, or that it is missing."""
     for component in (*components_of([*MODELS, *EXTRAS]), *others):
