@@ -342,7 +342,8 @@ PROMISES = (
             + _of("test_job", "a_file_its_bucket_refuses_is_kept")
             + _of("integration/test_faulty_storage",
                   "a_bucket_that_recovers_within_the_tries_costs_nothing",
-                  "a_bucket_that_does_not_recover_is_worth_another_try_and_the_file_is_kept")),
+                  "a_bucket_that_does_not_recover_is_worth_another_try_and_the_file_is_kept",
+                  "a_bad_hour_does_not_use_up_the_tries_of_the_next")),
     Promise(75, "an upload in parts that fails", "the parts are removed; no half is to be seen",
             _of("integration/test_faulty_storage",
                 "the_parts_of_an_upload_that_breaks_off_are_removed",

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from wan_worker import caller_store, net
 from wan_worker.artifact import Artifact
@@ -295,24 +295,39 @@ def _upload(client: Any, artifact: Artifact, bucket: str, key: str, control: Con
     """
     from boto3.s3.transfer import TransferConfig
 
-    # Raised from the progress callback it ends the try that is under way, which the SDK takes for
-    # a network fault; raised here it ends the tries.
-    for operation in ("PutObject", "UploadPart"):
-        client.meta.events.register_first(
-            f"before-send.s3.{operation}", lambda **_: control.check()
-        )
     with artifact.path.open("rb") as body:
-        client.upload_fileobj(
-            body,
-            bucket,
-            key,
-            ExtraArgs={
-                "ContentType": artifact.content_type,
-                "Metadata": {"sha256": artifact.sha256},
-            },
-            Callback=lambda _: control.check(),
-            Config=TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES),
-        )
+        try:
+            client.upload_fileobj(
+                _Watched(body, control),
+                bucket,
+                key,
+                ExtraArgs={
+                    "ContentType": artifact.content_type,
+                    "Metadata": {"sha256": artifact.sha256},
+                },
+                Callback=lambda _: control.check(),  # of parts, which are read ahead
+                Config=TransferConfig(
+                    multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES
+                ),
+            )
+        except Exception:
+            control.check()  # raised amid the bytes, the SDK wraps it in an error of its own
+            raise
+
+
+class _Watched:
+    """A file that can't be read on when the job should stop."""
+
+    def __init__(self, file: BinaryIO, control: Control) -> None:
+        self._file = file
+        self._control = control
+
+    def read(self, size: int = -1) -> bytes:
+        self._control.check()
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _take_back(client: Any, bucket: str, key: str) -> None:
@@ -369,7 +384,9 @@ def _made(bucket: Bucket) -> Any:
                 signature_version="s3v4",
                 # AWS names buckets in the host; most others want them in the path.
                 s3={"addressing_style": "virtual" if ".amazonaws.com" in host else "path"},
-                retries={"mode": "standard", "max_attempts": 5},
+                # Not "standard": its clients have a budget of retries, which one bad hour uses up,
+                # and this client is kept. A finished video is worth every try.
+                retries={"mode": "legacy", "max_attempts": 5},
                 connect_timeout=10,
                 read_timeout=60,
                 # R2, GCS and older stores refuse the checksum headers that boto3 adds by default.

@@ -34,8 +34,7 @@ SLOW_DOWN = Refuse(503, "SlowDown")
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
-    monkeypatch.setattr(backoff, lambda *_: 0.0)
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +184,20 @@ def test_a_bucket_that_does_not_recover_is_worth_another_try_and_the_file_is_kep
     proxy.behave()
     assert serve(here, job_id)["status"] == "completed"
     assert visible(s3, job_id) == ["0.mp4", "manifest.json"]
+
+
+def test_a_bad_hour_does_not_use_up_the_tries_of_the_next(
+    bucket: Bucket, proxy: FaultyProxy, s3: S3Server, tmp_path: Path
+) -> None:
+    made = artifact(tmp_path / "0.mp4", 5000)
+    proxy.fault = lambda asked: Reset() if is_video(asked) else None
+    for _ in range(30):
+        with pytest.raises(StorageFailed):
+            storage.put(made, 0, OUTPUT, "bad", storage.S3(bucket, 60), Control())
+    assert len(proxy.seen) == 30 * TRIES
+    proxy.fault = times(TRIES - 1, Reset(), is_video)
+    storage.put(made, 0, OUTPUT, "better", storage.S3(bucket, 60), Control())
+    assert visible(s3, "better") == ["0.mp4"]
 
 
 def test_a_bucket_that_vanishes_before_the_manifest_is_permanent_and_the_file_is_kept(
