@@ -89,8 +89,8 @@ FAULTED: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "cut image": ({"image_url": data_uri("red")[:200]}, "IMAGE_REJECTED"),
     "absent model": ({"model": "wan2.2-t2v-a14b"}, "MODEL_UNAVAILABLE"),
     "absent LoRA": ({"loras": [{"source": "nowhere"}]}, "INVALID_REQUEST"),
-    "wrong keys": ({}, "STORAGE_FAILED"),
-    "cancelled": ({"num_inference_steps": 60}, "CANCELED"),
+    "a bucket of this machine's": ({}, "URL_BLOCKED"),
+    "cancelled": ({"size": "416x240", "num_inference_steps": 100}, "CANCELED"),
 }
 
 
@@ -147,9 +147,9 @@ def soak(jobs: int, concurrency: int, models: Path, home: Path) -> dict[str, Any
             "OUTPUT_DIR": str(home / "outputs"),
             "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "false",
         }
-        wrong = {
+        inside = {
             "accessId": s3.access_key,
-            "accessSecret": "wrong",
+            "accessSecret": s3.secret_key,
             "bucketName": s3.bucket,
             "endpointUrl": s3.endpoint_url,
         }
@@ -157,7 +157,9 @@ def soak(jobs: int, concurrency: int, models: Path, home: Path) -> dict[str, Any
             states = []
             given: list[tuple[str, str, str | None]] = []
             for index, (name, request, code) in enumerate(requests(jobs, concurrency)):
-                top: dict[str, Any] = {"s3Config": wrong} if name == "wrong keys" else {}
+                top: dict[str, Any] = (
+                    {"s3Config": inside} if name == "a bucket of this machine's" else {}
+                )
                 given.append((platform.submit(request, **top), name, code))
                 if name == "cancelled":
                     job = given[-1][0]
