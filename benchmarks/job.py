@@ -316,6 +316,10 @@ class SlowStore:
         self._listener.close()
 
 
+CALIBRATED = 6
+"""Jobs by which the slow store finds its rate, which then stays."""
+
+
 def overlap(ours: Ours, server: S3Server, count: int) -> dict[str, Any]:
     """Two jobs in two threads, as the handler runs them, against the same two in turn."""
     store = SlowStore(server.endpoint_url)
@@ -334,20 +338,27 @@ def overlap(ours: Ours, server: S3Server, count: int) -> dict[str, Any]:
         work()
         return {"total": time.perf_counter() - started}
 
-    shares, made = [], []
+    shares: list[float] = []
 
     def in_turn() -> None:
         for index in range(2):
             answer = run(index)
-            timings, size = answer["metadata"]["timings"], answer["assets"][0]["bytes"]
+            timings = answer["metadata"]["timings"]
             shares.append(timings["upload"] / timings["total"])
-            made.append(timings["total"] - timings["upload"])
-            # Half of what the rest takes now is a third of both together.
-            store.bytes_per_second = size / (statistics.median(made[-4:]) / 2)
+            # Half of what the rest takes is a third of both together; an upload is more than its
+            # bytes, so the rate is corrected by how long it took.
+            wanted = (timings["total"] - timings["upload"]) / 2
+            if len(shares) > CALIBRATED:
+                continue
+            if store.bytes_per_second == float("inf"):
+                store.bytes_per_second = answer["assets"][0]["bytes"] / wanted
+            else:
+                store.bytes_per_second *= timings["upload"] / wanted
 
     run(0)
-    in_turn()
-    shares.clear()
+    for _ in range(CALIBRATED // 2 + 1):
+        in_turn()
+    del shares[:CALIBRATED]
     with ThreadPoolExecutor(2) as threads:
         found = rounds.alternate(
             {
