@@ -156,6 +156,20 @@ def test_each_try_takes_less_where_it_failed(
     assert needed(lowered.layout) < needed(start)
 
 
+def test_another_models_segments_keep_what_was_found_for_them(large: Plan) -> None:
+    heavier = replace(large, model=MODELS["wan2.1-i2v-14b-480p"], layout=Layout("group"))
+    film = replace(large, segments=(large, heavier))
+    lowered = recovery.lower(film, stored(large.model.id), card(80), None, "denoise")
+    own, other = lowered.segments
+    assert own.layout == lowered.layout != large.layout
+    assert other.layout == heavier.layout
+
+
+def test_the_answer_states_the_peak_of_the_second_try(large: Plan) -> None:
+    lowered = recovery.lower(large, stored(large.model.id), card(80), None, "denoise")
+    assert lowered.public()["peak_gb"] is not None
+
+
 def test_the_operators_placement_is_kept(large: Plan) -> None:
     lowered = recovery.lower(large, stored(large.model.id), card(80), "resident", "decode_encode")
     assert (lowered.placement, lowered.layout.decode) == ("resident", "bf16")

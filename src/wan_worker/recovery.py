@@ -34,7 +34,10 @@ def lower(
         plan,
         layout=layout,
         batch_size=1,
-        segments=tuple(replace(s, layout=layout) for s in plan.segments),
+        # Another model's segments keep the layout that was found for that model.
+        segments=tuple(
+            replace(s, layout=layout) if s.model == plan.model else s for s in plan.segments
+        ),
         reasons=(*plan.reasons, reason),
         notices=(*plan.notices, *(n for n in memory.notices(layout) if n not in plan.notices)),
     )
@@ -59,14 +62,15 @@ def _below(
         placement = "resident"
     job, kind = job_of(plan), plan.layout.weight_type
 
-    def needed(layout: Layout) -> int:
-        stages = dict(memory.estimate(plan.model, here.component_bytes, job, layout).stages)
-        return max(
-            size for name, size in stages.items() if name in _STAGES.get(stage, memory.STAGES)
-        )
+    def estimated(layout: Layout) -> Layout:
+        return memory.estimate(plan.model, here.component_bytes, job, layout)
 
-    now = needed(plan.layout)
-    ladder = memory.ladder(plan.model, job, placement, kind)
+    def needed(layout: Layout) -> int:
+        where = _STAGES.get(stage, memory.STAGES)
+        return max(size for name, size in layout.stages if name in where)
+
+    now = needed(estimated(plan.layout))
+    ladder = map(estimated, memory.ladder(plan.model, job, placement, kind))
     return next((layout for layout in ladder if needed(layout) < now), None)
 
 
