@@ -22,7 +22,7 @@ import runpod
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from wan_worker import doctor, hardware, logs, preload
+from wan_worker import doctor, hardware, logs, preload, scratch
 from wan_worker import job as jobs
 from wan_worker.errors import ConfigInvalid
 from wan_worker.progress import Control, Relay
@@ -67,8 +67,8 @@ def make_fitness_check(settings: Settings) -> Callable[[], None]:
 
     def fitness() -> None:
         found = list(doctor.examine(settings, hardware.detect()))
+        level = {"ok": logging.INFO, "warning": logging.WARNING, "problem": logging.ERROR}
         for finding in found:
-            level = {"ok": logging.INFO, "warning": logging.WARNING, "problem": logging.ERROR}
             log.log(level[finding.level], "%s", finding)
         problems = [finding.said for finding in found if finding.level == "problem"]
         if problems:
@@ -89,6 +89,7 @@ def main() -> None:
         # Libraries log request lines, which hold presigned URLs.
         for library in ("botocore", "boto3", "s3transfer", "urllib3", "aiohttp"):
             logging.getLogger(library).setLevel(logging.WARNING)
+        scratch.sweep()
         handler = make_handler(settings)
     except ConfigInvalid as problem:
         sys.exit(f"{problem.code}: {problem.message}")

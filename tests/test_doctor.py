@@ -119,7 +119,8 @@ def test_a_component_that_was_cut_short_is_named(models_dir: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("wan-9", "must be one of"), ("wan2.2-i2v-a14b", "is not installed")]
+    ("name", "said"),
+    [("wan-9", "must be one of"), ("wan2.2-i2v-a14b", "download_weights.py --models wan2.2-i2v")],
 )
 def test_a_default_model_that_is_not_there_is_a_problem(
     models_dir: Path, tmp_path: Path, name: str, said: str
@@ -134,6 +135,15 @@ def test_a_default_model_that_is_not_there_is_a_problem(
     assert (finding.level, said in finding.said) == ("problem", True)
 
 
+def test_a_model_to_preload_is_told_where_it_is_unknown_or_absent(
+    settings: Settings, tmp_path: Path
+) -> None:
+    asked = replace(settings, models_dir=tmp_path / "none", preload_models=("wan-9", SMALL))
+    unknown, absent = about("PRELOAD_MODELS", asked)
+    assert (unknown.level, absent.level) == ("problem", "warning")
+    assert f"download_weights.py --models {SMALL}" in absent.said
+
+
 # --- GPU ---
 
 
@@ -144,7 +154,7 @@ def test_full_models_without_a_gpu_are_a_problem_where_it_is_paid_for(
 ) -> None:
     (finding,) = about("GPU", replace(settings, on_platform=on_platform))
     assert finding.level == level
-    assert "nvidia-smi is absent" in finding.said
+    assert "nvidia-smi is absent; full-size models need one" in finding.said
 
 
 def test_tiny_models_need_no_gpu(settings: Settings) -> None:
@@ -183,6 +193,7 @@ def test_a_temp_folder_without_room_is_a_problem(
     (finding,) = about("temp folder", settings)
     assert finding.level == "problem"
     assert tempfile.gettempdir() in finding.said
+    assert "it needs" in finding.said
 
 
 def test_a_clock_behind_the_workers_own_files_is_a_problem(

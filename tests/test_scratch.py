@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from wan_worker import job as jobs
 from wan_worker import scratch
+from wan_worker.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +58,11 @@ def test_a_link_with_such_a_name_is_not_followed(temp: Path) -> None:
     (temp / f"wan-job-{os.getpid()}-link").symlink_to(precious)
     scratch.sweep()
     assert (precious / "file").exists()
+
+
+def test_another_worker_in_the_process_leaves_a_running_jobs_folder(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    with scratch.folder() as running:
+        jobs.make_worker(Settings(models_dir=models_dir, output_dir=tmp_path))
+        assert running.is_dir()

@@ -21,6 +21,7 @@ from typing import Final, Literal
 from wan_worker import contract, encode, hardware, memory, storage, weights
 from wan_worker.activations import Job
 from wan_worker.catalog import MODELS, Installed, Model
+from wan_worker.choose import install_hint
 from wan_worker.errors import StorageFailed, WorkerError
 from wan_worker.hardware import Hardware
 from wan_worker.settings import Settings, from_env
@@ -77,15 +78,10 @@ def _weights(settings: Settings, here: dict[str, Installed]) -> Iterator[Finding
             f"{', '.join(broken)}: files are missing or cut short; install again with "
             "download_weights.py",
         )
-    if settings.default_model is not None and settings.default_model not in here:
-        known = settings.default_model in MODELS
-        yield Finding(
-            "DEFAULT_MODEL",
-            "problem",
-            f"{settings.default_model} is not installed"
-            if known
-            else f"must be one of {', '.join(MODELS)}",
-        )
+    if settings.default_model is not None:
+        yield from _named("DEFAULT_MODEL", settings.default_model, here, "problem")
+    for name in settings.preload_models:  # a job that needs it is answered all the same
+        yield from _named("PRELOAD_MODELS", name, here, "warning")
     if not here:
         yield Finding(
             "weights",
@@ -98,12 +94,23 @@ def _weights(settings: Settings, here: dict[str, Installed]) -> Iterator[Finding
         yield Finding("weights", "ok", f"{', '.join(here)}{tiny}")
 
 
+def _named(
+    variable: str, name: str, here: dict[str, Installed], absent: Level
+) -> Iterator[Finding]:
+    """What is wrong with a model that the environment names; nothing where it is there."""
+    if name not in MODELS:
+        yield Finding(variable, "problem", f"must be one of {', '.join(MODELS)}")
+    elif name not in here:
+        yield Finding(variable, absent, install_hint(name))
+
+
 def _gpu(settings: Settings, machine: Hardware, here: dict[str, Installed]) -> Iterator[Finding]:
     real = {name: found for name, found in here.items() if not found.tiny}
     if machine.device == "cpu":
         lost = settings.on_platform and bool(real)
         level: Level = "problem" if lost else "warning" if real else "ok"
-        yield Finding("GPU", level, f"none: {machine.reason}")
+        advice = "" if level == "ok" else "; full-size models need one: check GPU and driver"
+        yield Finding("GPU", level, f"none: {machine.reason}{advice}")
         return
     yield Finding("GPU", "ok", f"{machine.name}, {memory.gb(machine.free_bytes)} free")
     for name, found in real.items():
@@ -136,11 +143,17 @@ def _folders(settings: Settings) -> Iterator[Finding]:
                 file.write(b"x")
             space = os.statvfs(folder)
         except OSError as problem:
-            yield Finding(name, "problem", f"{folder} can't be written to ({problem.strerror})")
+            yield Finding(
+                name,
+                "problem",
+                f"{folder} can't be written to ({problem.strerror}); mount it writable, or set "
+                "TMPDIR or OUTPUT_DIR to a folder that is",
+            )
             continue
         free = space.f_bavail * space.f_frsize
         level: Level = "ok" if free >= LEAST_FREE_BYTES else "problem"
-        yield Finding(name, level, f"{folder}, {memory.gb(free)} free")
+        advice = "" if level == "ok" else f"; it needs {memory.gb(LEAST_FREE_BYTES)}"
+        yield Finding(name, level, f"{folder}, {memory.gb(free)} free{advice}")
 
 
 def _clock() -> Finding:

@@ -90,7 +90,6 @@ def make_worker(settings: Settings) -> Worker:
     for variable, names in named.items():
         if any(name is not None and name not in MODELS for name in names):
             raise ConfigInvalid(f"{variable}: must be one of {', '.join(MODELS)}")
-    scratch.sweep()
     machine = hardware.detect()
     others = (enhancer(settings.enhancer_model),)
     for line in weights.explain(settings.models_dir, settings.volume_dir, *others):
