@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import QUICK, Answer
+from tests.conftest import QUICK, Answer, error_of
 from tests.test_generate import build, make_plan
 from tests.test_job import sha256_of
 from tests.test_lora import T2V
@@ -166,3 +166,18 @@ def test_a_lora_leaves_nothing_in_what_is_kept(fresh: jobs.Worker) -> None:
     after, negative_after, _ = generate.encode_prompts(pipeline, planned, kept)
     assert torch.equal(after, before)
     assert torch.equal(negative_after, negative)
+
+
+def test_a_fault_in_the_encoder_fails_its_job_and_not_the_next(fresh: jobs.Worker) -> None:
+    before = sha256_of(run(replace(fresh, pool=pipelines.Pool(fresh.hardware))))
+    encoder = build(fresh, make_plan(fresh)).text_encoder
+
+    def break_down(_module: Any, _args: Any, output: Any) -> None:
+        output.last_hidden_state.fill_(float("nan"))
+
+    hook = encoder.register_forward_hook(break_down)
+    answer = jobs.run({"id": "e", "input": QUICK}, fresh, Control())
+    hook.remove()
+    assert error_of(answer)["code"] == "GENERATION_FAILED"
+    assert len(fresh.pool.embeddings) == 0
+    assert sha256_of(run(fresh)) == before

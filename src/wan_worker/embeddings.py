@@ -55,13 +55,15 @@ class Embeddings:
     def put(self, key: Key, embedding: "torch.Tensor") -> None:
         """Keep an embedding [1, tokens, text_dim]; one larger than the bound is not kept.
 
-        What follows a text's own tokens is zeros, most of the 512: they are not stored.
+        Nor is one with NaN or infinity: a fault in one job would fail every later one, the default
+        negative prompt being in nearly all. What follows a text's own tokens is zeros, most of the
+        512: they are not stored.
         """
         self._drop(key)
         used = embedding[0].ne(0).any(dim=-1).nonzero()
         count = int(used[-1]) + 1 if len(used) else 0
         rows = embedding[0, :count].detach().to("cpu", copy=True)
-        if rows.nbytes > self._max_bytes:
+        if rows.nbytes > self._max_bytes or not bool(rows.isfinite().all()):
             return
         self._kept[key] = (rows, embedding.shape[1])
         self.nbytes += rows.nbytes
