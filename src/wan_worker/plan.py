@@ -7,8 +7,8 @@ Rules, in order:
    its own, the picture's shape at the pixel budget (known once it is there: ``fit_to_image``).
 4. The length: as asked, generated at the next 4k+1 and trimmed.
 5. ``upscale`` enlarges what was cropped; a video's frame then keeps to a codec level.
-6. The layout of the weights: the best that fits the GPU (memory).
-7. ``acceleration``: which steps of the schedule are not computed (reuse).
+6. ``acceleration``: which steps of the schedule are not computed (reuse).
+7. The layout of the weights: the best that fits the GPU (memory).
 8. Several outputs: denoised together while that is less than one long clip, else in turn.
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
