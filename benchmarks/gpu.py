@@ -221,9 +221,9 @@ class Bench:
                 pixels = pixels.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
                 yield generate.cropped(pixels.permute(0, 2, 3, 1).cpu().numpy(), planned)
 
-        with measured("outside"):
+        with measured("outside"), artifact.reader(target, spec, ffmpeg) as reader:
             encode.write(frames(), target, spec, control, ffmpeg)
-            made = artifact.check(target, spec, control, ffmpeg)
+            made = artifact.check(target, spec, control, reader)
             to = storage.Folder(self.folder)
             storage.put(made, 0, Output(PROMPT, 7), "bench", to, control)
 

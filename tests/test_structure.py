@@ -66,7 +66,7 @@ ORDER = [
         "generate",
         "film",
     ),
-    *("upscale", "encode", "containers", "artifact", "clips"),
+    *("upscale", "encode", "containers", "reading", "artifact", "clips"),
     *(
         "caller_store",
         "storage",

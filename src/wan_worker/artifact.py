@@ -8,17 +8,18 @@ Not covered: whether the picture shows what the prompt said.
 """
 
 import hashlib
-import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from wan_worker import containers
+from wan_worker import containers, reading
 from wan_worker.encode import CONTENT_TYPES, EXTENSIONS, Spec
 from wan_worker.errors import EncodeFailed, GenerationFailed
 from wan_worker.progress import Control
+from wan_worker.reading import Pixels, Reader
 
 MIN_BYTES: Final = {"mp4": 800, "webm": 300, "gif": 800, "png": 67, "jpeg": 100, "webp": 30}
 """Smaller files hold no picture: about the size of the container's own headers."""
@@ -29,11 +30,6 @@ FLAT_LEVELS: Final = 2
 TICKS: Final = {"mp4": 0.0005, "webm": 0.001, "gif": 0.01}
 """Seconds by which a clip's length may differ: half a millisecond where the format counts in
 frames, one tick where it rounds to its own."""
-
-DECODE_SECONDS: Final = 300.0
-_THUMB = 32
-
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,16 @@ class Artifact:
     duration: float | None
 
 
-def check(path: Path, spec: Spec, control: Control, ffmpeg: str) -> Artifact:
+def reader(path: Path, spec: Spec, ffmpeg: str) -> AbstractContextManager[Reader | None]:
+    """What ``check`` reads a file with: a decoder for a video, nothing for a still image."""
+    return nullcontext() if spec.fps is None else reading.reader(path, spec.format, ffmpeg)
+
+
+def check(path: Path, spec: Spec, control: Control, reader: Reader | None) -> Artifact:
     """Read the file back and compare it with what was asked for.
+
+    Args:
+        reader: of this path and format, not used before.
 
     Raises:
         EncodeFailed: it is not that file.
@@ -64,7 +68,7 @@ def check(path: Path, spec: Spec, control: Control, ffmpeg: str) -> Artifact:
         raise EncodeFailed(f"The {spec.format} has only {size} bytes")
     containers.check(path, spec.format)
     is_video = spec.fps is not None
-    thumbs = _check_video(path, spec, ffmpeg) if is_video else _check_image(path, spec)
+    thumbs = _check_video(path, spec, reader, control) if is_video else _check_image(path, spec)
     control.check()
     pixels = thumbs.reshape(spec.num_frames, -1)
     flat = np.ptp(pixels, axis=1) <= FLAT_LEVELS
@@ -88,63 +92,19 @@ def check(path: Path, spec: Spec, control: Control, ffmpeg: str) -> Artifact:
     )
 
 
-def _check_video(path: Path, spec: Spec, ffmpeg: str) -> Pixels:
-    thumbs_path = path.with_suffix(".thumbs")
-    try:
-        # One pass, two outputs: a line for each frame, and each frame as a thumbnail.
-        listing = subprocess.run(
-            _listing_command(ffmpeg, path, thumbs_path),
-            capture_output=True,
-            timeout=DECODE_SECONDS,
-            check=True,
-            text=True,
-        ).stdout
-        pixels = np.fromfile(thumbs_path, dtype=np.uint8)
-    except (subprocess.SubprocessError, OSError) as error:
-        raise EncodeFailed(f"The {spec.format} does not decode ({type(error).__name__})") from error
-    finally:
-        thumbs_path.unlink(missing_ok=True)
-    width, height, count, seconds = _read_listing(listing)
+def _check_video(path: Path, spec: Spec, reader: Reader | None, control: Control) -> Pixels:
+    if reader is None or spec.fps is None:
+        raise ValueError("a video needs a reader and a frame rate")
+    held = reader.read(path, control)
+    found = (held.width, held.height, held.num_frames)
     wanted = (spec.width, spec.height, spec.num_frames)
-    if (width, height, count) != wanted:
-        raise EncodeFailed(f"The {spec.format} holds {(width, height, count)}, not {wanted}")
-    if spec.fps is not None and abs(seconds - spec.num_frames / spec.fps) > TICKS[spec.format]:
+    if found != wanted:
+        raise EncodeFailed(f"The {spec.format} holds {found}, not {wanted}")
+    if abs(held.seconds - spec.num_frames / spec.fps) > TICKS[spec.format]:
         raise EncodeFailed(
-            f"The {spec.format} lasts {seconds:.3f} s, not {spec.num_frames / spec.fps:.3f} s"
+            f"The {spec.format} lasts {held.seconds:.3f} s, not {spec.num_frames / spec.fps:.3f} s"
         )
-    return pixels
-
-
-def _listing_command(ffmpeg: str, path: Path, thumbs_path: Path) -> list[str]:
-    return [
-        ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "error", "-xerror", "-i", f"file:{path}",
-        "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "pipe:1",
-        "-map", "0:v:0", "-fps_mode", "passthrough",
-        "-vf", f"scale={_THUMB}:{_THUMB}:flags=area,format=rgb24",
-        "-f", "rawvideo", f"file:{thumbs_path}",
-    ]  # fmt: skip
-
-
-def _read_listing(text: str) -> tuple[int, int, int, float]:
-    """Width, height, frames and seconds from ffmpeg's framecrc muxer.
-
-    Header lines are ``#tb 0: 1/16`` and ``#dimensions 0: 832x480``; each other line is
-    ``stream, dts, pts, duration, size, checksum``.
-    """
-    width = height = count = 0
-    tick = end = 0.0
-    for line in text.splitlines():
-        if line.startswith("#tb 0: "):
-            numerator, denominator = line.removeprefix("#tb 0: ").split("/")
-            tick = int(numerator) / int(denominator)
-        elif line.startswith("#dimensions 0: "):
-            wide, high = line.removeprefix("#dimensions 0: ").split("x")
-            width, height = int(wide), int(high)
-        elif line and not line.startswith("#"):
-            fields = [field.strip() for field in line.split(",")]
-            count += 1
-            end = max(end, (int(fields[2]) + int(fields[3])) * tick)
-    return width, height, count, end
+    return held.thumbs
 
 
 def _check_image(path: Path, spec: Spec) -> Pixels:

@@ -196,11 +196,12 @@ def _file(
         closing(
             upscale.frames(source, network, planned.upscale, studio.hardware, control)
         ) as frames,
+        artifact.reader(target, spec, studio.ffmpeg) as reader,
     ):
         written = encode.write(frames, target, spec, control, studio.ffmpeg)
-    if written == spec.num_frames:  # else the error that ended it names its own stage
-        control.enter("check")
-    return artifact.check(target, replace(spec, num_frames=written), control, studio.ffmpeg)
+        if written == spec.num_frames:  # else the error that ended it names its own stage
+            control.enter("check")
+        return artifact.check(target, replace(spec, num_frames=written), control, reader)
 
 
 def _parts(first: int, last: int, count: int) -> tuple[Part, ...]:

@@ -1,0 +1,75 @@
+"""A finished file is read back by a decoder that was waiting for it."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.test_encode import FFMPEG, VIDEOS, chunks, ramp, spec
+from wan_worker import encode, reading
+from wan_worker.errors import Canceled, DeadlineExceeded, EncodeFailed
+from wan_worker.progress import Control
+
+
+@pytest.fixture
+def hung(tmp_path: Path) -> str:
+    """An ffmpeg that takes everything and never ends."""
+    program = tmp_path / "hung"
+    program.write_text(f"#!{sys.executable}\nimport sys, time\nsys.stdin.read()\ntime.sleep(600)\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "0.mp4"
+    encode.write(chunks(ramp(17)), path, spec(17), Control(), FFMPEG)
+    return path
+
+
+@pytest.mark.parametrize("form", VIDEOS)
+def test_a_video_is_read_through_a_pipe_frame_by_frame(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"0.{form}"
+    encode.write(chunks(ramp(17)), path, spec(17, form=form), Control(), FFMPEG)
+    with reading.reader(path, form, FFMPEG) as reader:
+        held = reader.read(path, Control())
+    assert (held.width, held.height, held.num_frames) == (64, 48, 17)
+    assert held.seconds == pytest.approx(17 / 16, abs=0.01)
+    thumbs = held.thumbs.reshape(17, reading.THUMB, reading.THUMB, 3)
+    assert len({frame.tobytes() for frame in thumbs}) == 17
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_decoder_that_is_never_asked_is_gone_with_the_block(tmp_path: Path) -> None:
+    before = psutil.Process().children()
+    with reading.reader(tmp_path / "0.mp4", "mp4", FFMPEG):
+        assert len(psutil.Process().children()) == len(before) + 1
+    assert psutil.Process().children() == before
+
+
+def test_cancel_ends_a_decoder_that_hangs(clip: Path, hung: str) -> None:
+    control, before = Control(), psutil.Process().children()
+    with reading.reader(clip, "mp4", hung) as reader:
+        control.cancel()
+        with pytest.raises(Canceled):
+            reader.read(clip, control)
+    assert psutil.Process().children() == before
+
+
+def test_the_deadline_ends_a_decoder_that_hangs(clip: Path, hung: str) -> None:
+    with reading.reader(clip, "mp4", hung) as reader, pytest.raises(DeadlineExceeded):
+        reader.read(clip, Control(seconds=0.1))
+
+
+def test_a_decoder_that_hangs_has_a_limit_of_its_own(
+    clip: Path, hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "DECODE_SECONDS", 0.1)
+    with reading.reader(clip, "mp4", hung) as reader, pytest.raises(EncodeFailed, match="too long"):
+        reader.read(clip, Control())
+
+
+def test_a_missing_decoder_is_an_encode_failure(clip: Path) -> None:
+    with pytest.raises(EncodeFailed, match="started"), reading.reader(clip, "mp4", "/no/ffmpeg"):
+        pass
