@@ -337,6 +337,28 @@ def test_cancel_ends_a_hung_ffmpeg(tmp_path: Path) -> None:
     assert time.monotonic() - started < 30  # of 60
 
 
+@pytest.mark.parametrize(
+    ("limit", "program"),
+    [("STALL_SECONDS", "exec sleep 60"), ("CLOSE_SECONDS", "cat > /dev/null; exec sleep 60")],
+)
+def test_an_ffmpeg_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, program: str
+) -> None:
+    monkeypatch.setattr(encode, limit, 0.3)
+    with pytest.raises(EncodeFailed, match="hung"):
+        encode.write(
+            chunks(ramp(81)), tmp_path / "0.mp4", spec(81), Control(), stub(tmp_path, program)
+        )
+    assert not list(tmp_path.glob("0*"))
+
+
+def test_an_ffmpeg_that_ends_too_soon_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(EncodeFailed, match="before the last frame"):
+        encode.write(
+            chunks(ramp(81)), tmp_path / "0.mp4", spec(81), Control(), stub(tmp_path, "exit 0")
+        )
+
+
 @pytest.mark.parametrize("made", [1, 9, 17])
 def test_frames_that_end_early_make_a_shorter_file_where_that_is_allowed(
     tmp_path: Path, made: int

@@ -205,19 +205,21 @@ def _write_video(
             assert process.stdin is not None  # noqa: S101 (asked for above; for the type checker)
             try:
                 for chunk in writing.between(frames):
-                    with writing():
+                    with writing(STALL_SECONDS):
                         process.stdin.write(chunk.data.cast("B"))
-                with writing():
+                # The watchdog has the clock: wait() with a limit polls, and wakes up to 50 ms late.
+                with writing(CLOSE_SECONDS):
                     process.stdin.close()
-                process.wait(CLOSE_SECONDS)
-            except subprocess.TimeoutExpired as error:
-                raise EncodeFailed("ffmpeg did not finish the file") from error
+                    process.wait()
             except BrokenPipeError as error:
-                control.check()  # killed because the job ended, not by itself
-                process.wait(CLOSE_SECONDS)
-                raise _failure(log_path, process.returncode) from error
+                with writing(CLOSE_SECONDS):
+                    process.wait()
+                if process.returncode == 0:
+                    raise EncodeFailed("ffmpeg ended before the last frame") from error
         if process.returncode != 0:
-            control.check()
+            control.check()  # killed because the job ended, not by itself
+            if writing.hung:
+                raise EncodeFailed("ffmpeg hung and was ended; try again")
             raise _failure(log_path, process.returncode)
     finally:
         log_path.unlink(missing_ok=True)
@@ -238,7 +240,8 @@ def _watched(process: "subprocess.Popen[bytes]", control: Control) -> Iterator["
             except WorkerError:
                 process.kill()
                 return
-            if writing.seconds() > STALL_SECONDS:
+            if writing.is_late():
+                writing.hung = True
                 process.kill()
                 return
 
@@ -258,12 +261,14 @@ def _watched(process: "subprocess.Popen[bytes]", control: Control) -> Iterator["
 
 
 class _Writing:
-    """How long the write that is going on has taken; 0 between writes."""
+    """How long may that take which ffmpeg is waited for?"""
 
     def __init__(self) -> None:
-        self._since: float | None = None
+        self._until: float | None = None
         self.making = False
         """Whether ffmpeg waits for us, and not we for it."""
+        self.hung = False
+        """It took longer, and was killed."""
 
     def between(self, frames: Iterator["Frames"]) -> Iterator["Frames"]:
         """The same frames; ``making`` while the next one is made."""
@@ -275,16 +280,17 @@ class _Writing:
         self.making = False
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        self._since = time.monotonic()
+    def __call__(self, seconds: float) -> Iterator[None]:
+        """The block waits for ffmpeg, for so long at most."""
+        self._until = time.monotonic() + seconds
         try:
             yield
         finally:
-            self._since = None
+            self._until = None
 
-    def seconds(self) -> float:
-        since = self._since
-        return 0.0 if since is None else time.monotonic() - since
+    def is_late(self) -> bool:
+        until = self._until
+        return until is not None and time.monotonic() > until
 
 
 def _failure(log_path: Path, returncode: int) -> WorkerError:
