@@ -63,6 +63,7 @@ ORDER = [
         "remember",
         "conditions",
         "tiles",
+        "crossing",
         "generate",
         "film",
     ),

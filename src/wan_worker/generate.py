@@ -14,7 +14,7 @@ import copy
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import conditions, remember, residuals
+from wan_worker import conditions, crossing, remember, residuals
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.embeddings import Embeddings, Key
@@ -154,7 +154,7 @@ def frames(
     for index, chunk in enumerate(decode(vae, latents, plan.layout.decode, control.check)):
         chunk = chunk[: plan.num_frames - made]
         made += len(chunk)
-        yield cropped(chunk.cpu().numpy(), plan)
+        yield cropped(chunk.numpy(), plan)
         control.step(index + 1, total)
         if made == plan.num_frames:
             return
@@ -188,7 +188,7 @@ def decode(
         check: called now and then where nothing is yielded for long; raises to stop.
 
     Yields:
-        uint8 [n, height, width, 3]: n is 1 at first, then the temporal stride.
+        uint8 [n, height, width, 3] in main memory: n is 1 at first, then the temporal stride.
 
     Raises:
         GenerationFailed: the decoder produced NaN.
@@ -213,7 +213,15 @@ def decode(
             vae.to("cpu")
 
 
-def _decode(vae: Any, parts: tuple[Any, ...], latents: "torch.Tensor") -> Iterator["torch.Tensor"]:
+def _decode(
+    vae: Any, parts: tuple[Any, ...], latents: "torch.Tensor"
+) -> Generator["torch.Tensor", None, None]:
+    return crossing.to_host(_chunks(vae, parts, latents))
+
+
+def _chunks(
+    vae: Any, parts: tuple[Any, ...], latents: "torch.Tensor"
+) -> Generator[tuple["torch.Tensor", "torch.Tensor"], None, None]:
     import torch
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 
@@ -235,10 +243,9 @@ def _decode(vae: Any, parts: tuple[Any, ...], latents: "torch.Tensor") -> Iterat
             )
             if config.patch_size is not None:
                 pixels = unpatchify(pixels, patch_size=config.patch_size)
-            if not bool(torch.isfinite(pixels).all()):
-                raise GenerationFailed("The decoder produced NaN; try another seed")
+            finite = torch.isfinite(pixels).all()
             # -1..1 to 0..255, rounded to nearest: [1, 3, n, h, w] to [n, h, w, 3].
             pixels = pixels.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
             # Interleaved where it was made: a GPU does it in no time, the CPU would take longer
             # over it than the copy to it.
-            yield pixels[0].permute(1, 2, 3, 0).contiguous()
+            yield pixels[0].permute(1, 2, 3, 0).contiguous(), finite

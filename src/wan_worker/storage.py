@@ -307,7 +307,9 @@ def _upload(client: Any, artifact: Artifact, bucket: str, key: str, control: Con
                 },
                 Callback=lambda _: control.check(),  # of parts, which are read ahead
                 Config=TransferConfig(
-                    multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES
+                    multipart_threshold=PART_BYTES,
+                    multipart_chunksize=PART_BYTES,
+                    use_threads=artifact.bytes >= PART_BYTES,  # one part gains nothing from them
                 ),
             )
         except Exception:

@@ -28,7 +28,8 @@ def in_tiles(
     """Decode latents tile by tile.
 
     Args:
-        decode: latents [1, z, frames, h, w] to chunks of uint8 [n, h * scale, w * scale, 3].
+        decode: latents [1, z, frames, h, w] to chunks of uint8 [n, h * scale, w * scale, 3] on
+            the CPU.
         scale: pixels of a latent's side.
         check: called for each chunk of each tile; raises to stop.
         tile, stride: in pixels, multiples of ``scale``.
@@ -55,7 +56,7 @@ def in_tiles(
                 y, x = top * scale, left * scale
                 place = chunks[index][:, y : y + down, x : x + right]
                 weight = _ramp(down, above * scale).unsqueeze(1) * _ramp(right, before * scale)
-                mixed = place.float().lerp(made.cpu().float(), weight.unsqueeze(-1))
+                mixed = place.float().lerp(made.float(), weight.unsqueeze(-1))
                 place.copy_(mixed.round())
     yield from chunks
 
