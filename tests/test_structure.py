@@ -64,6 +64,7 @@ ORDER = [
         "conditions",
         "tiles",
         "crossing",
+        "previews",
         "generate",
         "film",
     ),

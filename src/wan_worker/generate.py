@@ -12,9 +12,10 @@ Not covered: files (encode) and memory faults (job).
 
 import copy
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import conditions, crossing, remember, residuals
+from wan_worker import conditions, crossing, previews, remember, residuals
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.embeddings import Embeddings, Key
@@ -107,7 +108,13 @@ def denoise(
         # Raising is the one clean way out: the pipeline's interrupt flag would hand back a
         # half-denoised clip as a success.
         control.step(step + 1, plan.steps_taken)
+        if viewer is not None:
+            sketch.see(step + 1, tensors["latents"])
+            viewer.offer(sketch.draw, control.stage, step + 1)
         return {}
+
+    viewer = control.viewer if previews.possible(plan) else None
+    sketch = previews.Sketch(pipeline, decode)
 
     width, height = plan.generated_size
     count = len(plan.outputs)
@@ -131,7 +138,7 @@ def denoise(
                 output_type="latent",
                 return_dict=False,
                 callback_on_step_end=on_step_end,
-                callback_on_step_end_tensor_inputs=[],
+                callback_on_step_end_tensor_inputs=[] if viewer is None else ["latents"],
                 **conditions.arguments(pipeline, plan, references, generators),
             )[0]
     finally:
@@ -154,8 +161,11 @@ def frames(
     for index, chunk in enumerate(decode(vae, latents, plan.layout.decode, control.check)):
         chunk = chunk[: plan.num_frames - made]
         made += len(chunk)
-        yield cropped(chunk.numpy(), plan)
+        visible = cropped(chunk.numpy(), plan)
+        yield visible
         control.step(index + 1, total)
+        if control.viewer is not None:
+            control.viewer.offer(partial(previews.jpeg, visible[-1]), control.stage, index + 1)
         if made == plan.num_frames:
             return
 

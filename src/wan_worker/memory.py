@@ -352,6 +352,8 @@ def explain(layout: Layout, model: Model, here: Installed, hardware: Hardware) -
         f"device: {hardware.name}, {where}; about {gb(layout.peak_bytes)} of "
         f"{gb(hardware.free_bytes)} in use at most, to {_DOING[layout.peak_stage]}"
     ]
+    if layout.placement == "sequential":
+        lines.append("previews: none while denoising, when the VAE is not on the GPU")
     if layout.decode == "bf16":
         lines.append("decode: in bf16, as fp32 would take more memory than there is")
     if layout.decode == "tiled":

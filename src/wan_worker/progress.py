@@ -1,9 +1,9 @@
-"""How far is the job, and should it stop? Events, throttle, cancel and deadline.
+"""How far is the job, and should it stop? Events, previews, throttle, cancel and deadline.
 
 One ``Control`` belongs to one job. The worker thread reports and checks; the event loop cancels and
 reads the newest event. Reports overwrite each other: a slow reader sees the latest, never a queue.
 Clocks are monotonic, so a clock that is set does not end a job.
-Not covered: sending events to RunPod (handler).
+Not covered: sending events to RunPod (handler), drawing previews (previews).
 """
 
 import asyncio
@@ -13,11 +13,17 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from wan_worker.errors import Canceled, DeadlineExceeded
 
 log = logging.getLogger(__name__)
+
+PREVIEW_SECONDS: Final = 1.0
+"""Between one preview and the next, at least."""
+
+PREVIEW_SHARE: Final = 0.05
+"""Of the job's time that drawing previews may take, at most."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,61 @@ class Event:
         return body
 
 
+@dataclass(frozen=True)
+class Preview:
+    """A small picture of how far the job is; ``number`` grows by one with each."""
+
+    number: int
+    stage: str
+    step: int
+    data: bytes
+    """A JPEG file."""
+
+
+class Viewer:
+    """Somebody who may be watching a job: draws when they do, seldom, and never at the job's cost.
+
+    Args:
+        show: takes each preview, in the worker's thread.
+        wanted: asked before drawing; nobody is watching while it says False.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        show: Callable[[Preview], None],
+        wanted: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._show = show
+        self._wanted = wanted
+        self._clock = clock
+        self._number = 0
+        self._next = clock()
+        self._broken = False
+
+    def offer(self, draw: Callable[[], bytes | None], stage: str, step: int) -> None:
+        """Draw a preview and show it, where one is due. Never raises.
+
+        Args:
+            draw: a JPEG file, or None where there is nothing to see yet.
+        """
+        try:
+            begun = self._clock()
+            if self._broken or begun < self._next or not self._wanted():
+                return
+            data = draw()
+            if data is None:
+                return
+            now = self._clock()
+            self._next = now + max(PREVIEW_SECONDS, (now - begun) / PREVIEW_SHARE)
+            self._number += 1
+            self._show(Preview(self._number, stage, step, data))
+        except Exception as problem:  # noqa: BLE001 (a preview must not cost the job)
+            self._broken = True
+            log.warning("previews stop: %s in stage %s", type(problem).__name__, stage)
+
+
 class Control:
     """The line between a job's thread and whoever waits for it.
 
@@ -68,6 +129,7 @@ class Control:
         seconds: the job's budget; None for no deadline.
         notify: called after each report, in the worker's thread.
         clock: monotonic seconds.
+        viewer: who may be watching; None draws no previews at all.
     """
 
     def __init__(
@@ -75,7 +137,9 @@ class Control:
         seconds: float | None = None,
         notify: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        viewer: Viewer | None = None,
     ) -> None:
+        self.viewer = viewer
         self._clock = clock
         self._notify = notify
         self._canceled = threading.Event()
