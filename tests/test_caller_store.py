@@ -21,7 +21,7 @@ from tests.test_net import (  # noqa: F401 (fixtures among them)
     certificate,
     names,
 )
-from wan_worker import addresses, caller_store, net, storage
+from wan_worker import addresses, buckets, caller_store, net, storage
 from wan_worker.artifact import Artifact
 from wan_worker.errors import StorageFailed, UrlBlocked
 from wan_worker.outputs import Output
@@ -42,7 +42,7 @@ def policy_to(port: int, dialled: list[str], **hosts: str) -> net.Policy:
 
 def store(policy: net.Policy, endpoint: str = "http://s3.example", name: str = "box") -> storage.S3:
     bucket = Bucket(endpoint, Secret("test-access-key"), Secret("test-secret-key"), name)
-    return storage.S3(bucket, 60, policy)
+    return buckets.S3(bucket, 60, policy)
 
 
 def put(to: storage.S3, folder: Path) -> storage.StoredAsset:
@@ -127,10 +127,10 @@ def test_an_endpoint_that_has_become_private_is_not_dialled(answers: str, tmp_pa
     turns = iter([(PUBLIC,), tuple(answers.split())])
     policy = replace(GUARDED, resolve=lambda _host: next(turns))
     to = store(policy, "https://s3.example")
-    net.check("https://s3.example", policy, field=storage.ENDPOINT, https_only=True)
+    net.check("https://s3.example", policy, field=buckets.ENDPOINT, https_only=True)
     with pytest.raises(UrlBlocked) as blocked:
         put(to, tmp_path)
-    assert blocked.value.field == storage.ENDPOINT
+    assert blocked.value.field == buckets.ENDPOINT
     assert "10.0.0.7" not in blocked.value.message
 
 
@@ -138,7 +138,7 @@ def test_a_bucket_name_before_the_host_leads_nowhere_private(tmp_path: Path) -> 
     hosts = {"x_amazonaws_com_evil_example": PUBLIC, "inner_x_amazonaws_com_evil_example": "::1"}
     policy = replace(GUARDED, resolve=names(**hosts))
     endpoint = "https://x.amazonaws.com.evil.example"
-    net.check(endpoint, policy, field=storage.ENDPOINT, https_only=True)
+    net.check(endpoint, policy, field=buckets.ENDPOINT, https_only=True)
     with pytest.raises(UrlBlocked):
         put(store(policy, endpoint, "inner"), tmp_path)
 
@@ -184,7 +184,7 @@ def test_tls_is_checked_for_the_name_and_never_given_up(
 def test_a_store_that_drips_is_left_at_the_deadline(
     first: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "CALLER_SECONDS", 0.5)
+    monkeypatch.setattr(buckets, "CALLER_SECONDS", 0.5)
     with answering(first, b"x", pause=0.02) as port, pytest.raises(StorageFailed) as failure:
         put(store(policy_to(port, [], s3_example=PUBLIC)), tmp_path)
     assert failure.value.retryable
@@ -201,7 +201,7 @@ def test_a_store_that_answers_without_end_does_not_fill_memory(
         return size
 
     monkeypatch.setattr(caller_store._Leash, "recv_into", counting)
-    monkeypatch.setattr(storage, "CALLER_SECONDS", 2.0)
+    monkeypatch.setattr(buckets, "CALLER_SECONDS", 2.0)
     endless = answering(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536)
     with endless as port, pytest.raises(StorageFailed):
         put(store(policy_to(port, [], s3_example=PUBLIC)), tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 import handler
 import pytest
 
-from wan_worker import doctor, encode, hardware, storage, weights
+from wan_worker import buckets, doctor, encode, hardware, weights
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.doctor import Finding
 from wan_worker.errors import ConfigInvalid, StorageFailed
@@ -214,7 +214,7 @@ def test_a_bucket_that_refuses_is_a_problem_and_one_out_of_reach_a_warning(
     def fail(_: Bucket) -> float:
         raise StorageFailed("The bucket answered AccessDenied", retryable=retryable)
 
-    monkeypatch.setattr(storage, "probe", fail)
+    monkeypatch.setattr(buckets, "probe", fail)
     (finding,) = about("bucket", replace(settings, bucket=BUCKET))
     assert finding.level == level
     assert "CANARY" not in str(finding)
@@ -223,7 +223,7 @@ def test_a_bucket_that_refuses_is_a_problem_and_one_out_of_reach_a_warning(
 def test_a_clock_that_s3_would_refuse_is_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "probe", lambda _: -3600.0)
+    monkeypatch.setattr(buckets, "probe", lambda _: -3600.0)
     findings = about("clock", replace(settings, bucket=BUCKET))
     assert [f.level for f in findings] == ["ok", "warning"]
 

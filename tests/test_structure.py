@@ -71,6 +71,7 @@ ORDER = [
     *("upscale", "encode", "containers", "reading", "artifact", "clips"),
     *(
         "caller_store",
+        "buckets",
         "storage",
         "response",
         "delivery",

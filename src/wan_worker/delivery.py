@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from wan_worker import net, response, storage
+from wan_worker import buckets, net, response, storage
 from wan_worker.artifact import Artifact
 from wan_worker.errors import Canceled, OutputTooLarge, StorageFailed, WorkerError
 from wan_worker.faults import classify
@@ -42,7 +42,7 @@ def destination(asked: Request, settings: Settings, policy: net.Policy) -> Desti
     if asked.callback_url is not None:
         net.check(asked.callback_url, policy, field="/input/callback_url")
     if asked.bucket is not None:
-        net.check(asked.bucket.endpoint_url, policy, field=storage.ENDPOINT, https_only=True)
+        net.check(asked.bucket.endpoint_url, policy, field=buckets.ENDPOINT, https_only=True)
     return storage.choose(
         job_bucket=asked.bucket,
         bucket=settings.bucket,

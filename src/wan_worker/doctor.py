@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from wan_worker import contract, encode, hardware, memory, storage, weights
+from wan_worker import buckets, contract, encode, hardware, memory, weights
 from wan_worker.activations import Job
 from wan_worker.catalog import MODELS, Installed, Model
 from wan_worker.choose import install_hint
@@ -167,7 +167,7 @@ def _bucket(settings: Settings) -> Finding:
     if settings.bucket is None:
         return Finding("bucket", "ok", "none: small results come inline, large ones are refused")
     try:
-        ahead = storage.probe(settings.bucket)
+        ahead = buckets.probe(settings.bucket)
     except StorageFailed as problem:
         return Finding("bucket", "warning" if problem.retryable else "problem", problem.message)
     if abs(ahead) > MOST_SKEW_SECONDS:

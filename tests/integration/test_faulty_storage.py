@@ -16,8 +16,8 @@ from tests.conftest import QUICK, Answer, error_of
 from tests.integration.faulty import Asked, Deaf, Fault, FaultyProxy, Refuse, Reset
 from tests.integration.s3 import S3Server
 from tests.integration.test_storage import artifact
+from wan_worker import buckets, storage
 from wan_worker import job as jobs
-from wan_worker import storage
 from wan_worker.errors import Canceled, StorageFailed
 from wan_worker.outputs import Output
 from wan_worker.progress import Control
@@ -193,10 +193,10 @@ def test_a_bad_hour_does_not_use_up_the_tries_of_the_next(
     proxy.fault = lambda asked: Reset() if is_video(asked) else None
     for _ in range(30):
         with pytest.raises(StorageFailed):
-            storage.put(made, 0, OUTPUT, "bad", storage.S3(bucket, 60), Control())
+            storage.put(made, 0, OUTPUT, "bad", buckets.S3(bucket, 60), Control())
     assert len(proxy.seen) == 30 * TRIES
     proxy.fault = times(TRIES - 1, Reset(), is_video)
-    storage.put(made, 0, OUTPUT, "better", storage.S3(bucket, 60), Control())
+    storage.put(made, 0, OUTPUT, "better", buckets.S3(bucket, 60), Control())
     assert visible(s3, "better") == ["0.mp4"]
 
 
@@ -251,9 +251,9 @@ def test_a_store_that_refuses_checksum_headers_takes_files_whole_and_in_parts(
     refused = Refuse(400, "InvalidArgument")
     proxy.fault = lambda asked: refused if wants_checksums(asked) else None
     assert serve(here, "unchecked")["status"] == "completed"
-    monkeypatch.setattr(storage, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(buckets, "PART_BYTES", PART_BYTES)
     large = artifact(tmp_path / "large.mp4", PART_BYTES * 2 + 5)
-    storage.put(large, 0, OUTPUT, "unchecked-parts", storage.S3(bucket, 60), Control())
+    storage.put(large, 0, OUTPUT, "unchecked-parts", buckets.S3(bucket, 60), Control())
     assert any(asked.is_part for asked in proxy.seen)
     head = s3.client().head_object(Bucket=s3.bucket, Key="unchecked-parts/0.mp4")
     assert head["ContentLength"] == large.bytes
@@ -302,11 +302,11 @@ def test_the_parts_of_an_upload_that_breaks_off_are_removed(
     fault: Fault,
     retryable: bool,
 ) -> None:
-    monkeypatch.setattr(storage, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(buckets, "PART_BYTES", PART_BYTES)
     proxy.fault = lambda asked: fault if asked.query.get("partNumber") == ["2"] else None
     large = artifact(tmp_path / "large.mp4", PART_BYTES * 3)
     with pytest.raises(StorageFailed) as caught:
-        storage.put(large, 0, OUTPUT, "broken", storage.S3(bucket, 60), Control())
+        storage.put(large, 0, OUTPUT, "broken", buckets.S3(bucket, 60), Control())
     assert caught.value.retryable is retryable
     assert len([asked for asked in proxy.seen if asked.is_part]) >= 2
     assert [asked for asked in proxy.seen if asked.is_abort] != []
@@ -321,12 +321,12 @@ def test_a_part_that_is_reset_is_sent_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(storage, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(buckets, "PART_BYTES", PART_BYTES)
     second = Reset(after=PART_BYTES // 2)
     proxy.fault = times(2, second, lambda asked: asked.query.get("partNumber") == ["2"])
     large = artifact(tmp_path / "large.mp4", PART_BYTES * 2 + 5)
     large.path.write_bytes(bytes(range(256)) * (large.bytes // 256) + b"12345")
-    storage.put(large, 0, OUTPUT, "mended", storage.S3(bucket, 60), Control())
+    storage.put(large, 0, OUTPUT, "mended", buckets.S3(bucket, 60), Control())
     stored = (s3.root / s3.bucket / "mended" / "0.mp4").read_bytes()
     assert stored == large.path.read_bytes()
     assert unfinished(s3) == []
@@ -389,11 +389,11 @@ def test_a_cancel_amid_an_upload_in_parts_removes_the_parts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(storage, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(buckets, "PART_BYTES", PART_BYTES)
     large = artifact(tmp_path / "large.mp4", PART_BYTES * 12)
     control = Stops(proxy, lambda asked: asked.is_part, "cancel")
     with pytest.raises(Canceled):
-        storage.put(large, 0, OUTPUT, "stopped-parts", storage.S3(bucket, 60), control)
+        storage.put(large, 0, OUTPUT, "stopped-parts", buckets.S3(bucket, 60), control)
     assert len([asked for asked in proxy.seen if asked.is_part]) < 12
     assert [asked for asked in proxy.seen if asked.is_abort] != []
     assert unfinished(s3) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.s3 import S3Server
-from wan_worker import storage
+from wan_worker import buckets, storage
 from wan_worker.artifact import Artifact
 from wan_worker.errors import Canceled, StorageFailed
 from wan_worker.net import Policy
@@ -48,8 +48,8 @@ class CanceledAfter(Control):
 
 
 def test_large_files_go_in_parts(s3: S3Server, bucket: Bucket, tmp_path: Path) -> None:
-    made = artifact(tmp_path / "0.mp4", storage.PART_BYTES * 2 + 5)
-    stored = storage.put(made, 0, OUTPUT, "large", storage.S3(bucket, 60), Control())
+    made = artifact(tmp_path / "0.mp4", buckets.PART_BYTES * 2 + 5)
+    stored = storage.put(made, 0, OUTPUT, "large", buckets.S3(bucket, 60), Control())
     head = s3.client().head_object(Bucket=s3.bucket, Key="large/0.mp4")
     assert head["ContentLength"] == made.bytes
     assert stored.key == "large/0.mp4"
@@ -61,7 +61,7 @@ def test_a_job_cancelled_at_the_upload_leaves_nothing(
 ) -> None:
     made = artifact(tmp_path / "0.mp4", 5000)
     with pytest.raises(Canceled):
-        storage.put(made, 0, OUTPUT, f"gone{checks}", storage.S3(bucket, 60), CanceledAfter(checks))
+        storage.put(made, 0, OUTPUT, f"gone{checks}", buckets.S3(bucket, 60), CanceledAfter(checks))
     assert names(s3, f"gone{checks}") == []
 
 
@@ -70,23 +70,23 @@ def test_the_same_job_again_writes_the_same_key(
 ) -> None:
     made = artifact(tmp_path / "0.mp4", 5000)
     for _ in range(2):
-        storage.put(made, 0, OUTPUT, "again", storage.S3(bucket, 60), Control())
+        storage.put(made, 0, OUTPUT, "again", buckets.S3(bucket, 60), Control())
     assert names(s3, "again") == ["again/0.mp4"]
 
 
 def test_the_operators_client_is_kept_from_job_to_job_and_a_callers_is_not(bucket: Bucket) -> None:
-    assert storage._client(storage.S3(bucket, 60)) is storage._client(storage.S3(bucket, 60))
+    assert buckets.client(buckets.S3(bucket, 60)) is buckets.client(buckets.S3(bucket, 60))
     other = replace(bucket, secret_access_key=Secret("another"))
-    assert storage._client(storage.S3(other, 60)) is not storage._client(storage.S3(bucket, 60))
-    callers = storage.S3(bucket, 60, Policy())
-    assert storage._client(callers) is not storage._client(callers)
-    assert storage._client(callers) is not storage._client(storage.S3(bucket, 60))
+    assert buckets.client(buckets.S3(other, 60)) is not buckets.client(buckets.S3(bucket, 60))
+    callers = buckets.S3(bucket, 60, Policy())
+    assert buckets.client(callers) is not buckets.client(callers)
+    assert buckets.client(callers) is not buckets.client(buckets.S3(bucket, 60))
 
 
 def test_a_public_bucket_gives_plain_urls(s3: S3Server, bucket: Bucket, tmp_path: Path) -> None:
     public = replace(bucket, prefix="clips", public_url="https://cdn.example.com/wan")
     made = artifact(tmp_path / "0.mp4", 5000)
-    stored = storage.put(made, 0, OUTPUT, "public", storage.S3(public, 60), Control())
+    stored = storage.put(made, 0, OUTPUT, "public", buckets.S3(public, 60), Control())
     assert stored.url == "https://cdn.example.com/wan/clips/public/0.mp4"
 
 
@@ -106,14 +106,14 @@ def test_a_refusal_is_permanent_and_an_outage_is_not(
     wrong = replace(bucket, **change(bucket))  # type: ignore[arg-type]
     with pytest.raises(StorageFailed) as caught:
         made = artifact(tmp_path / "0.mp4", 5000)
-        storage.put(made, 0, OUTPUT, "x", storage.S3(wrong, 60), Control())
+        storage.put(made, 0, OUTPUT, "x", buckets.S3(wrong, 60), Control())
     assert caught.value.retryable is retryable
     assert "x/0.mp4" not in caught.value.message
 
 
 def test_the_probe_writes_and_removes_and_tells_the_time(s3: S3Server, bucket: Bucket) -> None:
     before = s3.client().list_objects_v2(Bucket=s3.bucket).get("KeyCount")
-    assert abs(storage.probe(bucket)) < 60
+    assert abs(buckets.probe(bucket)) < 60
     assert s3.client().list_objects_v2(Bucket=s3.bucket).get("KeyCount") == before
 
 
@@ -130,6 +130,6 @@ def test_the_probe_says_what_is_wrong_without_the_keys(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StorageFailed) as caught:
-        storage.probe(replace(bucket, **change))
+        buckets.probe(replace(bucket, **change))
     assert caught.value.retryable is retryable
     assert "CANARY" not in caught.value.message
