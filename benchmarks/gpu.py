@@ -250,7 +250,7 @@ class Bench:
             for c in MODELS[self.model_id].components
         }
         pipeline = getattr(diffusers, planned.pipeline)(
-            scheduler=solver.scheduler(planned), **parts
+            scheduler=solver.of_diffusers(planned), **parts
         )
         pipeline.set_progress_bar_config(disable=True)
         width, height = planned.generated_size

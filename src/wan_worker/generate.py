@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import conditions, crossing, previews, remember, residuals
+from wan_worker import ahead, conditions, crossing, previews, remember, residuals
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.embeddings import Embeddings, Key
@@ -124,7 +124,11 @@ def denoise(
     # generator for each output, so that it means the same in every batch.
     generators = [torch.Generator("cpu").manual_seed(output.seed) for output in plan.outputs]
     try:
-        with remember.prompt_work(pipeline, plan), residuals.reused(pipeline, plan):
+        with (
+            ahead.timesteps(pipeline),
+            remember.prompt_work(pipeline, plan),
+            residuals.reused(pipeline, plan),
+        ):
             latents: torch.Tensor = pipeline(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,

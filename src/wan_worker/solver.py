@@ -2,15 +2,34 @@
 
 from typing import Any
 
-from wan_worker import turbo
+from wan_worker import ahead, turbo
 from wan_worker.plan import Plan
 
 
 def scheduler(plan: Plan) -> Any:
     """A fresh scheduler for the plan's solver, with its shift; it begins late for image-to-image.
 
+    The same steps as ``of_diffusers`` takes, in which the host never waits for the GPU (ahead).
+    """
+    made = of_diffusers(plan)
+    if plan.solver == "unipc":
+        made = ahead.unipc().from_config(made.config)
+    if plan.acceleration == "turbo" and plan.solver == turbo.SOLVER:
+        _step_evenly(made)
+    if plan.steps_taken < plan.num_inference_steps:
+        _begin_late(made, plan.num_inference_steps - plan.steps_taken)
+    ahead.on_host(made, choosing=plan.model.two_experts)
+    return made
+
+
+def of_diffusers(plan: Plan) -> Any:
+    """diffusers' own scheduler for the plan's solver and shift, with its whole schedule.
+
     The arguments are those of the schedulers that Wan's diffusers repositories ship, and of Wan's
     own ``--sample_solver`` choices.
+
+    Raises:
+        ValueError: no such solver.
     """
     from diffusers import (
         DPMSolverMultistepScheduler,
@@ -18,7 +37,6 @@ def scheduler(plan: Plan) -> Any:
         UniPCMultistepScheduler,
     )
 
-    made: Any
     flow = {
         "prediction_type": "flow_prediction",
         "use_flow_sigmas": True,
@@ -26,18 +44,12 @@ def scheduler(plan: Plan) -> Any:
         "num_train_timesteps": 1000,
     }
     if plan.solver == "unipc":
-        made = UniPCMultistepScheduler(**flow)
-    elif plan.solver == "euler":
-        made = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
-    elif plan.solver == "dpm++":
-        made = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
-    else:
-        raise ValueError(f"unknown solver {plan.solver}")
-    if plan.acceleration == "turbo" and plan.solver == turbo.SOLVER:
-        _step_evenly(made)
-    if plan.steps_taken < plan.num_inference_steps:
-        _begin_late(made, plan.num_inference_steps - plan.steps_taken)
-    return made
+        return UniPCMultistepScheduler(**flow)
+    if plan.solver == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
+    if plan.solver == "dpm++":
+        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
+    raise ValueError(f"unknown solver {plan.solver}")
 
 
 def _step_evenly(scheduler: Any) -> None:
