@@ -5,7 +5,7 @@ PORT ?= 8000
 # Through the environment, not the command line: a prompt may hold quotes.
 export PROMPT ?= a red circle moving right on a white background
 
-.PHONY: help demo test serve check bench eval soak doctor docs promises fuzz image-test clean
+.PHONY: help demo test serve api check bench eval soak doctor docs promises fuzz image-test clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types, generated docs, Dockerfile, workflows"
 	@echo "make serve   RunPod's local test server on http://localhost:$(PORT) (POST /runsync)"
+	@echo "make api     the HTTP API on http://127.0.0.1:$(PORT): submit, watch, fetch"
 	@echo "make bench   the figures in the README and docs/performance.md, measured again"
 	@echo "make image-test  build the image, push, pull and run it (root, buildah, debootstrap)"
 	@echo "make doctor  is this machine fit? weights, GPU, ffmpeg, bucket, folders"
@@ -31,6 +32,9 @@ test: $(BIN)/.ready
 
 serve: $(BIN)/.ready models/.tiny
 	$(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)
+
+api: $(BIN)/.ready models/.tiny
+	PYTHONPATH=src API_PORT=$${API_PORT:-$(PORT)} $(BIN)/python -m wan_worker.api
 
 check: $(BIN)/.ready
 	$(BIN)/ruff check .

@@ -80,15 +80,7 @@ def make_fitness_check(settings: Settings) -> Callable[[], None]:
 def main() -> None:
     try:
         settings = from_env(os.environ)
-        logs.install()
-        logging.basicConfig(
-            level=settings.log_level,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            force=True,  # the SDK has configured logging at import
-        )
-        # Libraries log request lines, which hold presigned URLs.
-        for library in ("botocore", "boto3", "s3transfer", "urllib3", "aiohttp"):
-            logging.getLogger(library).setLevel(logging.WARNING)
+        logs.start(settings.log_level)
         scratch.sweep()
         handler = make_handler(settings)
     except ConfigInvalid as problem:

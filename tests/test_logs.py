@@ -134,4 +134,4 @@ def test_the_event_loops_complaints_are_one_entry(written: Written) -> None:
 
 def test_handler_py_sets_the_log_up_before_anything_is_served() -> None:
     source = (Path(__file__).resolve().parents[1] / "handler.py").read_text()
-    assert 0 < source.index("logs.install()") < source.index("runpod.serverless.start(")
+    assert 0 < source.index("logs.start(") < source.index("runpod.serverless.start(")

@@ -83,6 +83,8 @@ ORDER = [
         "preload",
         "doctor",
     ),
+    *("ledger", "watchers", "engine", "dispatch"),
+    *("refusals", "access", "api_parts", "api_generation", "api_models", "api_system", "api"),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

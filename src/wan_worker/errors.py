@@ -29,7 +29,7 @@ the worker, a credential, a signed URL or the value of a field that may be secre
 """
 
 import json
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class WorkerError(Exception):
@@ -159,13 +159,17 @@ class Canceled(WorkerError):
     category = "canceled"
 
 
-def public_json(error: WorkerError, stage: str) -> str:
-    """The compact JSON string that RunPod's ``error`` field carries (it must be a string)."""
-    body = {
+def public(error: WorkerError, stage: str) -> dict[str, Any]:
+    """What a caller is told of a failure."""
+    return {
         "code": error.code,
         "message": error.message,
         "field": error.field,
         "retryable": error.retryable,
         "stage": stage,
     }
-    return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
+
+
+def public_json(error: WorkerError, stage: str) -> str:
+    """The compact JSON string that RunPod's ``error`` field carries (it must be a string)."""
+    return json.dumps(public(error, stage), ensure_ascii=True, separators=(",", ":"))

@@ -36,6 +36,19 @@ _CONTROL: Final = re.compile(
 )
 
 
+def start(level: str) -> None:
+    """Send the process's log to standard error, each entry safe."""
+    install()
+    logging.basicConfig(
+        level=level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,  # RunPod's SDK has configured logging at import
+    )
+    # Libraries log request lines, which hold presigned URLs.
+    for library in ("botocore", "boto3", "s3transfer", "urllib3", "aiohttp"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
 def install() -> None:
     """From now on, make every log record safe, and log what libraries warn of."""
     logging.setLogRecordFactory(_record)

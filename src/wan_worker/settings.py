@@ -6,6 +6,7 @@ Not covered: RUNPOD_* variables that the SDK itself reads (log level, webhooks, 
 """
 
 import base64
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,6 +83,19 @@ class Settings:
     lora_cache_bytes: int = 10 * 1024**3
     """Downloaded LoRAs kept on disk; the least recently used ones go first."""
     log_level: str = "INFO"
+    api_host: str = "127.0.0.1"
+    """Address that the HTTP API listens on; any but this machine's own needs a key."""
+    api_port: int = 8000
+    api_key: Secret | None = None
+    api_admin_key: Secret | None = None
+    """For what changes the machine; None: the API key is enough."""
+    api_cors_origins: tuple[str, ...] = ()
+    """Web pages of other hosts that may use the API."""
+    api_max_body_bytes: int = 64 * 1024**2
+    queue_limit: int = 100
+    """Jobs that may wait at the HTTP API."""
+    state_dir: Path = Path("state")
+    """The HTTP API's ledger of jobs."""
     allow_private_urls: bool = False
     on_platform: bool = False
     """True inside RunPod's serverless loop, where nobody can read a local folder."""
@@ -134,9 +148,25 @@ def from_env(env: Mapping[str, str]) -> Settings:
             "LORA_CACHE_BYTES", _integer(1024, 1024**5), Settings.lora_cache_bytes
         ),
         log_level=read("LOG_LEVEL", _log_level, "INFO"),
+        api_host=read("API_HOST", _address, Settings.api_host),
+        api_port=read("API_PORT", _integer(1, 65535), Settings.api_port),
+        api_key=read("API_KEY", _api_key, None),
+        api_admin_key=read("API_ADMIN_KEY", _api_key, None),
+        api_cors_origins=read("API_CORS_ORIGINS", _origins, ()),
+        api_max_body_bytes=read(
+            "API_MAX_BODY_BYTES", _integer(1024, 1024**3), Settings.api_max_body_bytes
+        ),
+        queue_limit=read("QUEUE_LIMIT", _integer(1, 100_000), Settings.queue_limit),
+        state_dir=read("STATE_DIR", Path, Settings.state_dir),
         allow_private_urls=read("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", _boolean, False),
         on_platform=bool(env.get("RUNPOD_WEBHOOK_GET_JOB")),
     )
+    if settings.api_key is None and not is_loopback(settings.api_host):
+        problems.append(
+            "API_KEY: must be set where API_HOST is an address that other machines reach"
+        )
+    if settings.api_admin_key is not None and settings.api_key is None:
+        problems.append("API_ADMIN_KEY: needs an API_KEY beside it")
     if problems:
         raise ConfigInvalid("The environment is not usable:\n- " + "\n- ".join(problems))
     return settings
@@ -190,6 +220,11 @@ def is_endpoint(url: str) -> bool:
     return match is not None and int(match[3] or 1) <= 65535
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, which no other machine reaches."""
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(raw: str) -> int:
         # Not int() alone: it takes '1_000' and '１２'.
@@ -217,6 +252,31 @@ def _one_of(*choices: T) -> Callable[[str], T | None]:
 def _names(raw: str) -> tuple[str, ...]:
     """Words with commas or spaces between them."""
     return tuple(dict.fromkeys(raw.replace(",", " ").split()))
+
+
+def _address(raw: str) -> str:
+    if raw.lower() == "localhost":
+        return "localhost"
+    try:
+        return str(ipaddress.ip_address(raw))
+    except ValueError:
+        raise ValueError(
+            f"must be an IP address such as 127.0.0.1 or 0.0.0.0, got {raw[:40]!r}"
+        ) from None
+
+
+def _api_key(raw: str) -> Secret:
+    if not re.fullmatch(r"[\x21-\x7e]{16,512}", raw, re.ASCII):
+        raise ValueError("must be 16 to 512 letters, digits and signs, without spaces")
+    return Secret(raw)
+
+
+def _origins(raw: str) -> tuple[str, ...]:
+    origins = _names(raw)
+    for origin in origins:
+        if not is_endpoint(origin) or origin.count("/") != 2 or origin != origin.lower():
+            raise ValueError(f"must be origins such as https://example.com, got {origin[:80]!r}")
+    return origins
 
 
 def _boolean(raw: str) -> bool:

@@ -1,0 +1,127 @@
+"""The HTTP face of the worker: FastAPI and uvicorn over the ledger, the dispatcher and the engine.
+
+    python -m wan_worker.api         or `make api`; with src on PYTHONPATH
+
+This process never imports torch: jobs run in another (engine).
+Not covered: what the routes answer (api_generation, api_models, api_system).
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from wan_worker import api_generation, api_models, api_system, contract, logs
+from wan_worker.access import Access
+from wan_worker.api_parts import AnsweredError, Parts
+from wan_worker.dispatch import Dispatcher
+from wan_worker.errors import ConfigInvalid, WorkerError
+from wan_worker.ledger import FILE, Ledger
+from wan_worker.refusals import Refusal, failed, refused
+from wan_worker.settings import Settings, from_env
+from wan_worker.watchers import Watchers
+
+GRACE_SECONDS = 3
+"""For open connections, when the server stops."""
+
+
+def make_parts(settings: Settings) -> Parts:
+    """The server's parts; the engine is started with the application.
+
+    Raises:
+        ConfigInvalid: the schemas are broken.
+    """
+    ledger, watchers = Ledger(settings.state_dir / FILE), Watchers()
+    dispatcher = Dispatcher(settings, ledger, watchers)
+    return Parts(settings, contract.load(), ledger, watchers, dispatcher)
+
+
+def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastAPI:
+    """All routes, behind the rules of access.
+
+    Args:
+        stop: called where the engine can't be started at all.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(parts.dispatcher.run())
+        running.add_done_callback(lambda _: stop())
+        try:
+            yield
+        finally:
+            await parts.dispatcher.stop()
+            await asyncio.gather(running, return_exceptions=True)
+            parts.ledger.close()
+
+    app = FastAPI(title="Wan worker", version="1", lifespan=lifespan)
+    for family in (api_generation, api_models, api_system):
+        app.include_router(family.router(parts))
+    _say_no(app)
+    app.add_middleware(Access, settings=parts.settings)
+    return app
+
+
+def _say_no(app: FastAPI) -> None:
+    """Every failure in the one form."""
+
+    @app.exception_handler(Refusal)
+    async def _(_: Request, problem: Refusal) -> JSONResponse:
+        return problem.response()
+
+    @app.exception_handler(WorkerError)
+    async def _(_: Request, problem: WorkerError) -> JSONResponse:
+        return refused(problem)
+
+    @app.exception_handler(AnsweredError)
+    async def _(_: Request, problem: AnsweredError) -> JSONResponse:
+        return failed(problem.error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_: Request, problem: RequestValidationError) -> JSONResponse:
+        first = problem.errors()[0]
+        field = "/".join(map(str, first["loc"]))
+        return Refusal(422, "INVALID_REQUEST", str(first["msg"]), field=field).response()
+
+    @app.exception_handler(HTTPException)
+    async def _(_: Request, problem: HTTPException) -> JSONResponse:
+        code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(problem.status_code, "HTTP")
+        headers = dict(problem.headers or {})
+        return Refusal(problem.status_code, code, problem.detail, headers=headers).response()
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT."""
+    try:
+        settings = from_env(os.environ)
+        logs.start(settings.log_level)
+        parts = make_parts(settings)
+    except ConfigInvalid as problem:
+        sys.exit(f"{problem.code}: {problem.message}")
+    app = create_app(parts, lambda: setattr(server, "should_exit", True))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.api_host,
+            port=settings.api_port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+    server.run()
+    if parts.dispatcher.problem is not None:
+        sys.exit(f"{ConfigInvalid.code}: {parts.dispatcher.problem}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Routes: submit a job, look how it is, cancel it, fetch what it made.
+
+Not covered: what a request means (request), and who works it off (dispatch).
+"""
+
+import asyncio
+import base64
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+
+from wan_worker import request as requests
+from wan_worker.api_parts import AnsweredError, Parts
+from wan_worker.catalog import MODELS
+from wan_worker.choose import accelerates
+from wan_worker.errors import InvalidRequest
+from wan_worker.ledger import Entry, QueueFull, Status
+from wan_worker.refusals import Refusal, not_found, pointed
+from wan_worker.settings import Settings
+
+BASE: Final = "/api/v1/generation"
+
+
+def router(parts: Parts) -> APIRouter:
+    routes = APIRouter(prefix=BASE, tags=["generation"])
+
+    @routes.post("/submit", status_code=202)
+    async def submit(request: Request) -> JSONResponse:
+        """Put a job into the queue."""
+        given = _fields(await request.body())
+        return await _submitted(given, parts)
+
+    @routes.post("/enhanced/submit", status_code=202)
+    async def submit_enhanced(request: Request) -> JSONResponse:
+        """Put a job into the queue, made faster where its model allows it."""
+        given = _fields(await request.body())
+        wanted = given.pop("enable_optimization", True)
+        if not isinstance(wanted, bool):
+            raise InvalidRequest("Must be of type boolean", field="/input/enable_optimization")
+        chosen = await _optimized(given, wanted, parts)
+        return await _submitted(given | chosen, parts)
+
+    @routes.get("")
+    async def history(
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        status: Status | None = None,
+        before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
+    ) -> JSONResponse:
+        """The jobs, newest first."""
+        found = parts.ledger.history(limit, status, before)
+        following = found[-1].place if len(found) == limit else None
+        return JSONResponse({"jobs": [_job(entry, parts) for entry in found], "before": following})
+
+    @routes.get("/{task_id}")
+    async def look(task_id: str) -> JSONResponse:
+        """How a job is."""
+        return JSONResponse(_job(_entry(task_id, parts), parts))
+
+    @routes.post("/{task_id}/cancel")
+    @routes.delete("/{task_id}")
+    async def cancel(task_id: str) -> JSONResponse:
+        """End a job: at once where it waits, within one step where it runs."""
+        entry = _entry(task_id, parts)
+        if not parts.dispatcher.cancel(entry):
+            raise Refusal(409, "CONFLICT", f"The job has ended: it is {entry.status}")
+        return JSONResponse(_job(_entry(task_id, parts), parts), 202)
+
+    @routes.get("/{task_id}/assets/{index}")
+    async def asset(task_id: str, index: int) -> Response:
+        """One file of a job that completed; takes range requests."""
+        entry = _entry(task_id, parts)
+        assets = (entry.answer or {}).get("assets", [])
+        if not 0 <= index < len(assets):
+            raise not_found("The job has no such file")
+        return _file(assets[index], parts.settings)
+
+    return routes
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """The request's fields.
+
+    Raises:
+        Refusal: 400, where the body is no JSON.
+        InvalidRequest: where it is no object.
+    """
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "INVALID_REQUEST", "The body is no JSON that can be read") from None
+    if not isinstance(given, dict):
+        raise InvalidRequest("The body must be a JSON object with the request's fields")
+    return given
+
+
+async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
+    if "mode" not in given and "job_type" not in given:
+        given = given | {"mode": "video"}
+    task_id = uuid.uuid4().hex
+
+    def accept() -> None:  # in a thread: pictures in it may take megabytes
+        requests.parse({"id": task_id, "input": given}, parts.contract)
+        parts.ledger.submit(task_id, given, parts.settings.queue_limit)
+
+    try:
+        await asyncio.to_thread(accept)
+    except QueueFull:
+        raise Refusal(
+            429,
+            "QUEUE_FULL",
+            f"{parts.settings.queue_limit} jobs are waiting; try again later",
+            retry_after=10,
+        ) from None
+    parts.dispatcher.submitted()
+    entry = _entry(task_id, parts)
+    body = {name: value for name, value in _job(entry, parts).items() if name in _SUBMITTED}
+    return JSONResponse(body, 202, {"Location": f"{BASE}/{task_id}"})
+
+
+_SUBMITTED: Final = ("task_id", "status", "position", "links")
+
+
+async def _optimized(given: dict[str, Any], wanted: bool, parts: Parts) -> dict[str, Any]:
+    """``acceleration: cached``, where nothing else is asked for and the job's model has it."""
+    if not wanted or "acceleration" in given:
+        return {}
+    mode = {} if "mode" in given or "job_type" in given else {"mode": "video"}
+    try:
+        plan = await parts.ask("plan", request=given | mode)
+    except AnsweredError:  # as the job itself will be told, or as submitting it will
+        return {}
+    return {"acceleration": "cached"} if accelerates(MODELS[plan["model"]], "cached") else {}
+
+
+def _entry(task_id: str, parts: Parts) -> Entry:
+    entry = parts.ledger.find(task_id)
+    if entry is None:
+        raise not_found("No such job")
+    return entry
+
+
+def _job(entry: Entry, parts: Parts) -> dict[str, Any]:
+    progress = parts.watchers.latest(entry.id, "progress")
+    left_out = ("type", "task_id", "status", "position")
+    return {
+        "task_id": entry.id,
+        "status": entry.status,
+        "position": parts.ledger.ahead(entry),
+        "submitted_at": _time(entry.submitted_at),
+        "started_at": _time(entry.started_at),
+        "ended_at": _time(entry.ended_at),
+        "progress": progress
+        and {name: value for name, value in progress.items() if name not in left_out},
+        "request": entry.shown,
+        "result": None if entry.answer is None else _result(entry),
+        "error": None if entry.error is None else pointed(entry.error),
+        "links": {
+            "self": f"{BASE}/{entry.id}",
+            "cancel": f"{BASE}/{entry.id}/cancel",
+            "events": f"{BASE}/{entry.id}/events",
+            "live": f"{BASE}/{entry.id}/live",
+        },
+    }
+
+
+def _result(entry: Entry) -> dict[str, Any]:
+    """The response, with a URL of this server for each file that lies on this machine."""
+    answer = dict(entry.answer or {})
+    answer["assets"] = [
+        asset | {"url": f"{BASE}/{entry.id}/assets/{index}"}
+        if asset.get("url", "").startswith("file:")
+        else asset
+        for index, asset in enumerate(answer["assets"])
+    ]
+    return answer
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _file(asset: dict[str, Any], settings: Settings) -> Response:
+    if "data" in asset:
+        return Response(base64.b64decode(asset["data"]), media_type=asset["content_type"])
+    if not asset["url"].startswith("file:"):
+        return RedirectResponse(asset["url"])
+    root = settings.output_dir.resolve()
+    path = (root / asset["key"]).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        raise not_found("The file is no longer there")
+    return FileResponse(path, media_type=asset["content_type"])

@@ -1,0 +1,67 @@
+"""What do all routes of the HTTP API share? The server's parts, and the question to the engine.
+
+Not covered: the routes (api_generation, api_models, api_system).
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from wan_worker.catalog import MODELS, OTHER_NAMES
+from wan_worker.contract import Contract
+from wan_worker.dispatch import Dispatcher, NotReady
+from wan_worker.ledger import Ledger
+from wan_worker.refusals import not_found, not_ready
+from wan_worker.settings import Settings
+from wan_worker.watchers import Watchers
+
+_NAMES = {name.lower(): model_id for name, model_id in OTHER_NAMES.items()} | {
+    model_id: model_id for model_id in MODELS
+}
+
+
+class AnsweredError(Exception):
+    """The worker has answered a question with an error; ``error`` is its body."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["code"])
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One server's."""
+
+    settings: Settings
+    contract: Contract
+    ledger: Ledger
+    watchers: Watchers
+    dispatcher: Dispatcher
+
+    async def ask(self, report: str, **fields: Any) -> dict[str, Any]:
+        """The answer of ``mode: info`` to one question.
+
+        Raises:
+            Refusal: 503 while the engine is not there.
+            AnsweredError: it can't be answered.
+        """
+        try:
+            answer = await self.dispatcher.ask({"report": report} | fields)
+        except NotReady:
+            raise not_ready() from None
+        if "error" in answer:
+            raise AnsweredError(json.loads(answer["error"]))
+        told: dict[str, Any] = answer["info"]
+        return told
+
+
+def model_id(name: str) -> str:
+    """A model by its id or Wan's own task name, in small letters or large.
+
+    Raises:
+        Refusal: 404.
+    """
+    found = _NAMES.get(name.lower())
+    if found is None:
+        raise not_found(f"No such model; there are: {', '.join(MODELS)}")
+    return found

@@ -1,0 +1,39 @@
+"""Routes: is the server up, and what is it doing?
+
+Not covered: the state of the models (api_models).
+"""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from wan_worker.api_parts import Parts
+
+
+def router(parts: Parts) -> APIRouter:
+    routes = APIRouter(tags=["system"])
+
+    @routes.get("/health")
+    @routes.get("/v2/health")
+    async def health() -> dict[str, Any]:
+        """Whether jobs are being worked off."""
+        counts = parts.ledger.counts()
+        state = parts.dispatcher.state
+        return {
+            "status": "ok" if state == "ready" else state,
+            "engine": state,
+            "restarts": parts.dispatcher.restarts,
+            "queue": {
+                "queued": counts["queued"],
+                "running": counts["running"],
+                "limit": parts.settings.queue_limit,
+            },
+        }
+
+    @routes.get("/ping", responses={204: {"description": "Starting"}})
+    async def ping() -> Response:
+        """200 where jobs can be worked off, 204 while the engine starts."""
+        return Response(status_code=200 if parts.dispatcher.state == "ready" else 204)
+
+    return routes

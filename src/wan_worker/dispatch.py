@@ -1,0 +1,331 @@
+"""Who works off the queue? The server's end of the engine: one job after the other, and restarts.
+
+The engine (a process of its own) is handed the job that has waited longest whenever it has a hand
+free. Where it dies, its jobs are failed, in words that say so and as worth another try, and it is
+started again, after a pause that grows while it keeps dying. Where an answer says that it can't be
+trusted further, it is replaced once its other jobs are done. One that ignores a cancel or a
+deadline is killed.
+Not covered: what a job does (job), and what is kept of it (ledger).
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from wan_worker.errors import Canceled, ConfigInvalid, UnexpectedError, WorkerError, public
+from wan_worker.ledger import Entry, Ledger
+from wan_worker.settings import Settings
+from wan_worker.watchers import ENDED, Watchers
+
+log = logging.getLogger(__name__)
+
+State = Literal["starting", "ready", "restarting", "unfit", "stopped"]
+
+COMMAND: Final = (sys.executable, "-m", "wan_worker.engine")
+ASK_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 10.0
+"""For the engine to end when it is let go of: twice what it gives its jobs."""
+
+GRACE_SECONDS: Final = 120.0
+"""For a job to notice that it was cancelled: one step of the largest clip takes about a minute."""
+
+PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
+"""Seconds before a start, after so many ends without a job in between."""
+
+LINE_BYTES: Final = 64 * 1024**2
+
+LOST: Final = UnexpectedError("The server stopped while this job ran; submit it again")
+
+
+class NotReady(Exception):
+    """The engine is not there to be asked."""
+
+
+@dataclass
+class _Running:
+    """A job that the engine has."""
+
+    canceled: bool = False
+
+
+@dataclass
+class _Engine:
+    """One process, and what it has been given."""
+
+    process: Process
+    jobs: dict[str, _Running] = field(default_factory=dict)
+    questions: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    ready: bool = False
+    leaving: bool = False
+    """It gets no more jobs."""
+
+    def tell(self, what: str, **facts: Any) -> None:
+        stdin = self.process.stdin
+        if stdin is not None and not stdin.is_closing():
+            stdin.write(json.dumps({"do": what} | facts).encode() + b"\n")
+
+    def leave(self) -> None:
+        """Let it end: it exits when its line closes."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+class Dispatcher:
+    """For the event loop's thread alone.
+
+    Args:
+        pause: waits so many seconds, before a start.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        watchers: Watchers,
+        command: Sequence[str] = COMMAND,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._watchers = watchers
+        self._command = command
+        self._pause = pause
+        self._engine: _Engine | None = None
+        self._numbers = 0
+        self._stopping = False
+        self.state: State = "starting"
+        self.restarts = 0
+        self.problem: str | None = None
+        """Why the engine is not there."""
+
+    async def run(self) -> None:
+        """Keep an engine until ``stop``.
+
+        Raises:
+            ConfigInvalid: the first one finds the environment wrong.
+        """
+        self.recover()
+        failures, once_ready = 0, False
+        while not self._stopping:
+            worked = await self._live()
+            if self._stopping:
+                break
+            once_ready = once_ready or worked
+            if self.state == "unfit" and not once_ready:
+                raise ConfigInvalid(self.problem or "")
+            failures = 1 if worked else failures + 1
+            self.restarts += 1
+            if self.state != "unfit":
+                self.state = "restarting"
+            await self._pause(PAUSES[min(failures, len(PAUSES)) - 1])
+        self.state = "stopped"
+
+    def recover(self) -> None:
+        """Say of the jobs that were running when the last server ended that they are lost."""
+        for entry in self._ledger.running():
+            self._lose(entry.id, LOST)
+
+    async def stop(self) -> None:
+        """Cancel what runs, and see the engine out."""
+        self._stopping = True
+        engine = self._engine
+        if engine is None:
+            return
+        engine.leave()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await engine.process.wait()
+        except TimeoutError:
+            engine.process.kill()
+            await engine.process.wait()
+
+    def submitted(self) -> None:
+        """There is a job in the ledger."""
+        self._hand_out()
+
+    def cancel(self, entry: Entry) -> bool:
+        """End a waiting job, or ask the engine to; False where the job has ended."""
+        gone = Canceled("The job was cancelled while it waited")
+        if entry.status == "queued" and self._ledger.drop(entry.id, public(gone, "queue")):
+            self._watchers.publish(entry.id, {"type": ENDED, "status": "canceled"})
+            self._tell_positions()
+            return True
+        engine = self._engine
+        if engine is None or entry.id not in engine.jobs:
+            return False
+        running = engine.jobs[entry.id]
+        if not running.canceled:
+            running.canceled = True
+            engine.tell("cancel", id=entry.id)
+            self._see_to_it(engine, entry.id, GRACE_SECONDS)
+        return True
+
+    async def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """What job.run answers to ``mode: info``.
+
+        Raises:
+            NotReady: the engine is starting, or ends before it answers, or does not answer.
+        """
+        engine = self._engine
+        if engine is None or not engine.ready:
+            raise NotReady
+        self._numbers += 1
+        number = self._numbers
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        engine.questions[number] = future
+        engine.tell("ask", number=number, input={"mode": "info"} | dict(question))
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return await future
+        except TimeoutError:
+            raise NotReady from None
+        finally:
+            engine.questions.pop(number, None)
+
+    async def _live(self) -> bool:
+        """One engine from its start to its end; whether it got ready."""
+        source = str(Path(__file__).resolve().parents[1])
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=LINE_BYTES,
+            env=os.environ | {"PYTHONPATH": source},
+        )
+        engine = self._engine = _Engine(process)
+        try:
+            await self._listen(engine)
+        finally:
+            self._engine = None
+            with suppress(ProcessLookupError):
+                if process.returncode is None and not self._stopping:
+                    process.kill()
+            code = await process.wait()
+            self._bury(engine, code)
+        return engine.ready
+
+    async def _listen(self, engine: _Engine) -> None:
+        stdout = engine.process.stdout
+        assert stdout is not None  # noqa: S101 (a pipe was asked for)
+        while text := await stdout.readline():
+            message = json.loads(text)
+            match message.pop("say"):
+                case "ready":
+                    engine.ready, self.state, self.problem = True, "ready", None
+                    self._hand_out()
+                case "unfit":
+                    self.state, self.problem = "unfit", message["error"]["message"]
+                    log.error("the engine can't start: %s", self.problem)
+                case "progress":
+                    self._progress(engine, message["id"], message["event"])
+                case "preview":
+                    if message["id"] in engine.jobs:
+                        self._watchers.publish(message.pop("id"), {"type": "preview"} | message)
+                case "answer":
+                    future = engine.questions.get(message["number"])
+                    if future is not None and not future.done():
+                        future.set_result(message["answer"])
+                case "ended":
+                    self._ended(engine, message["id"], message["refresh"])
+
+    def _progress(self, engine: _Engine, job_id: str, event: dict[str, Any]) -> None:
+        if job_id in engine.jobs:
+            about = {"type": "progress", "task_id": job_id, "status": "running", "position": None}
+            self._watchers.publish(job_id, about | event)
+
+    def _ended(self, engine: _Engine, job_id: str, refresh: bool) -> None:
+        engine.jobs.pop(job_id, None)
+        # An answer that could not be recorded: the job did run, and its files may be there.
+        self._ledger.fail(job_id, public(UnexpectedError(
+            "The job's answer could not be recorded; see the server's log"), "upload"))  # fmt: skip
+        entry = self._ledger.find(job_id)
+        if entry is not None:
+            self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})
+        engine.leaving = engine.leaving or refresh
+        if engine.leaving and not engine.jobs:
+            engine.leave()
+        else:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give the engine as many jobs as it has hands for."""
+        engine = self._engine
+        if engine is None or not engine.ready or engine.leaving or self._stopping:
+            return
+        handed = False
+        while len(engine.jobs) < self._settings.worker_concurrency:
+            job_id = self._ledger.start_next()
+            if job_id is None:
+                break
+            handed = True
+            engine.jobs[job_id] = _Running()
+            engine.tell("run", id=job_id)
+            if self._settings.job_timeout_seconds is not None:
+                limit = self._settings.job_timeout_seconds + GRACE_SECONDS
+                self._see_to_it(engine, job_id, limit)
+        if handed:
+            self._tell_positions()
+
+    def _tell_positions(self) -> None:
+        """Tell those who watch a waiting job how many are before it."""
+        for job_id in self._watchers.watched:
+            entry = self._ledger.find(job_id)
+            if entry is not None and entry.status == "queued":
+                position = self._ledger.ahead(entry)
+                self._watchers.publish(
+                    job_id,
+                    {
+                        "type": "progress",
+                        "task_id": job_id,
+                        "status": "queued",
+                        "position": position,
+                        "stage": "queue",
+                        "number": 0,
+                    },
+                )
+
+    def _see_to_it(self, engine: _Engine, job_id: str, seconds: float) -> None:
+        """Kill the engine if the job is still there by then."""
+
+        def look() -> None:
+            if job_id in engine.jobs:
+                log.error("job %s does not end; the engine is killed", job_id)
+                with suppress(ProcessLookupError):
+                    engine.process.kill()
+
+        asyncio.get_running_loop().call_later(seconds, look)
+
+    def _bury(self, engine: _Engine, code: int) -> None:
+        """Fail what an engine that is gone had been given."""
+        for future in engine.questions.values():
+            if not future.done():
+                future.set_exception(NotReady())
+        why = f"by signal {-code}" if code < 0 else f"with status {code}"
+        if self._stopping:
+            error = LOST
+        else:
+            if engine.jobs or not engine.leaving:
+                log.error("the engine ended %s", why)
+            memory = ", mostly for lack of memory" if code == -9 else ""
+            error = UnexpectedError(
+                f"The process that ran this job ended {why}{memory}; submit it again"
+            )
+        for job_id, running in engine.jobs.items():
+            gone = Canceled("The job was cancelled") if running.canceled else error
+            self._lose(job_id, gone)
+
+    def _lose(self, job_id: str, error: WorkerError) -> None:
+        latest = self._watchers.latest(job_id, "progress") or {}
+        if self._ledger.fail(job_id, public(error, latest.get("stage", "queue"))):
+            log.warning("job %s: %s", job_id, error.message)
+        entry = self._ledger.find(job_id)
+        if entry is not None:
+            self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})

@@ -1,0 +1,270 @@
+"""Which jobs were submitted over HTTP, in which order, and how did each end? A SQLite file.
+
+A job is ``queued``, then ``running``, then one of ``completed``, ``failed`` and ``canceled``; the
+first end that is recorded is the one that counts. What is recorded survives the process: queued
+jobs keep their order, and one that was running when everything stopped is found again.
+
+Two processes have the file open: the server submits and starts jobs, and the one that generates
+writes each answer before it says so. A request goes when its job has ended; what is kept to be
+shown has no pictures in it.
+Not covered: the files that a job made (storage), and progress (dispatch).
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+Status = Literal["queued", "running", "completed", "failed", "canceled"]
+End = Literal["completed", "failed", "canceled"]
+
+FILE: Final = "jobs.sqlite3"
+"""In STATE_DIR."""
+
+KEPT: Final = 10_000
+"""Ended jobs in the history; the oldest go first."""
+
+SHOWN_CHARACTERS: Final = 10_000
+"""Longest text of a request that is shown again: prompts are shorter, pictures longer."""
+
+BUSY_SECONDS: Final = 30.0
+"""How long one process waits while the other writes."""
+
+_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS jobs (
+    place INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL,
+    request TEXT,
+    shown TEXT NOT NULL,
+    submitted_at REAL NOT NULL,
+    started_at REAL,
+    ended_at REAL,
+    answer TEXT,
+    error TEXT
+);
+CREATE INDEX IF NOT EXISTS by_status ON jobs (status, place);
+"""
+_FACTS: Final = "place, id, status, shown, submitted_at, started_at, ended_at, answer, error"
+
+
+class QueueFull(Exception):
+    """As many jobs wait as may."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One job as it stands. Times are seconds since 1970."""
+
+    place: int
+    """Grows with each submission."""
+    id: str
+    status: Status
+    shown: dict[str, Any]
+    """The request, with a word in place of each picture."""
+    submitted_at: float
+    started_at: float | None
+    ended_at: float | None
+    answer: dict[str, Any] | None
+    """The response of a job that completed (``schemas/response.schema.json``)."""
+    error: dict[str, Any] | None
+    """``code``, ``message``, ``field``, ``retryable`` and ``stage`` of one that did not."""
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("queued", "running")
+
+
+class Ledger:
+    """The open file; may be used from any thread.
+
+    Args:
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._file = sqlite3.connect(
+            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        self._file.execute("PRAGMA journal_mode = WAL")
+        self._file.executescript(_TABLE)
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, job_id: str, request: Mapping[str, Any], limit: int) -> None:
+        """Put a job at the end of the queue.
+
+        Raises:
+            QueueFull: ``limit`` jobs are waiting.
+        """
+        text, shown = json.dumps(request), json.dumps(without_pictures(request))
+        with self._writing() as file:
+            waiting = file.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()
+            if waiting[0] >= limit:
+                raise QueueFull
+            file.execute(
+                "INSERT INTO jobs (id, status, request, shown, submitted_at) "
+                "VALUES (?, 'queued', ?, ?, ?)",
+                (job_id, text, shown, self._clock()),
+            )
+
+    def start_next(self) -> str | None:
+        """The job that has waited longest, from now on running; None where none waits."""
+        with self._writing() as file:
+            row = file.execute(
+                "SELECT id FROM jobs WHERE status = 'queued' ORDER BY place LIMIT 1"
+            ).fetchone()
+            if row is None:
+                return None
+            file.execute(
+                "UPDATE jobs SET status = 'running', started_at = ? WHERE id = ?",
+                (self._clock(), row[0]),
+            )
+        return str(row[0])
+
+    def request(self, job_id: str) -> dict[str, Any] | None:
+        """All of what was submitted; None where the job has ended."""
+        with self._lock:
+            row = self._file.execute("SELECT request FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None or row[0] is None:
+            return None
+        request: dict[str, Any] = json.loads(row[0])
+        return request
+
+    def complete(self, job_id: str, answer: Mapping[str, Any]) -> bool:
+        """Record the response of a job; False where it had ended before."""
+        return self._end(job_id, "completed", answer=json.dumps(answer))
+
+    def fail(self, job_id: str, error: Mapping[str, Any]) -> bool:
+        """Record why a job has no response; False where it had ended before."""
+        status: End = "canceled" if error["code"] == "CANCELED" else "failed"
+        return self._end(job_id, status, error=json.dumps(error))
+
+    def drop(self, job_id: str, error: Mapping[str, Any]) -> bool:
+        """End a job that is still waiting; False where it is not."""
+        return self._end(job_id, "canceled", error=json.dumps(error), only="queued")
+
+    def find(self, job_id: str) -> Entry | None:
+        with self._lock:
+            row = self._file.execute(
+                f"SELECT {_FACTS} FROM jobs WHERE id = ?",  # noqa: S608 (a constant)
+                (job_id,),
+            ).fetchone()
+        return None if row is None else _entry(row)
+
+    def running(self) -> list[Entry]:
+        with self._lock:
+            rows = self._file.execute(
+                f"SELECT {_FACTS} FROM jobs WHERE status = 'running' ORDER BY place"  # noqa: S608
+            ).fetchall()
+        return [_entry(row) for row in rows]
+
+    def history(
+        self, limit: int, status: Status | None = None, before: int | None = None
+    ) -> list[Entry]:
+        """The newest jobs first; ``before`` is the place of the last one already seen."""
+        with self._lock:
+            rows = self._file.execute(
+                f"SELECT {_FACTS} FROM jobs WHERE (?1 IS NULL OR status = ?1) "  # noqa: S608
+                "AND (?2 IS NULL OR place < ?2) ORDER BY place DESC LIMIT ?3",
+                (status, before, limit),
+            ).fetchall()
+        return [_entry(row) for row in rows]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each status."""
+        with self._lock:
+            rows = self._file.execute("SELECT status, count(*) FROM jobs GROUP BY status")
+            found = dict(rows.fetchall())
+        return {
+            status: found.get(status, 0)
+            for status in ("queued", "running", "completed", "failed", "canceled")
+        }
+
+    def ahead(self, entry: Entry) -> int | None:
+        """How many wait before this one; None where it does not wait."""
+        if entry.status != "queued":
+            return None
+        with self._lock:
+            row = self._file.execute(
+                "SELECT count(*) FROM jobs WHERE status = 'queued' AND place < ?", (entry.place,)
+            ).fetchone()
+        return int(row[0])
+
+    def _end(
+        self,
+        job_id: str,
+        status: End,
+        answer: str | None = None,
+        error: str | None = None,
+        only: Status | None = None,
+    ) -> bool:
+        with self._writing() as file:
+            changed = file.execute(
+                "UPDATE jobs SET status = ?, answer = ?, error = ?, ended_at = ?, request = NULL "
+                "WHERE id = ? AND status IN ('queued', 'running') AND (?6 IS NULL OR status = ?6)",
+                (status, answer, error, self._clock(), job_id, only),
+            ).rowcount
+            file.execute(
+                "DELETE FROM jobs WHERE place <= (SELECT place FROM jobs "
+                "WHERE status NOT IN ('queued', 'running') ORDER BY place DESC LIMIT 1 OFFSET ?) "
+                "AND status NOT IN ('queued', 'running')",
+                (KEPT,),
+            )
+        return changed == 1
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, which no other thread or process comes between."""
+        with self._lock:
+            self._file.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._file
+            except BaseException:
+                self._file.execute("ROLLBACK")
+                raise
+            self._file.execute("COMMIT")
+
+
+def without_pictures(value: Any) -> Any:
+    """The same JSON with a word in place of each text that is too long to be anything else."""
+    if isinstance(value, Mapping):
+        return {name: without_pictures(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_pictures(inner) for inner in value]
+    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
+        return f"({len(value)} characters)"
+    if isinstance(value, str) and value[:5].lower() == "data:":
+        return f"(data, {len(value)} characters)"
+    return value
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    place, job_id, status, shown, submitted, started, ended, answer, error = row
+    return Entry(
+        place,
+        job_id,
+        status,
+        json.loads(shown),
+        submitted,
+        started,
+        ended,
+        None if answer is None else json.loads(answer),
+        None if error is None else json.loads(error),
+    )

@@ -1,0 +1,186 @@
+"""The HTTP API on real sockets: a job from its submission to its file."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import QUICK
+from tests.integration.http_api import GENERATION, HttpApi
+from tests.test_job import picture
+from wan_worker.ledger import FILE, Ledger
+
+LONG = QUICK | {"num_inference_steps": 100, "num_frames": 81, "size": "128x96"}
+"""A request that takes several seconds."""
+
+
+@pytest.fixture(scope="module")
+def api(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpApi]:
+    with HttpApi(tmp_path_factory.mktemp("api"), models_dir, env={"QUEUE_LIMIT": "3"}) as server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def done(api: HttpApi) -> dict[str, Any]:
+    """A job that has completed."""
+    return api.wait(api.submit(QUICK))
+
+
+def test_a_job_goes_from_its_submission_to_its_file(api: HttpApi, done: dict[str, Any]) -> None:
+    assert done["status"] == "completed"
+    assert done["submitted_at"] <= done["started_at"] <= done["ended_at"]
+    assert done["error"] is None
+    assert done["request"] == QUICK
+    (asset,) = done["result"]["assets"]
+    assert asset["url"] == f"{GENERATION}/{done['task_id']}/assets/0"
+    file = api.get(asset["url"])
+    assert (file.status, file.headers["content-type"]) == (200, "video/mp4")
+    assert hashlib.sha256(file.body).hexdigest() == asset["sha256"]
+
+
+def test_the_answer_is_the_one_that_runpod_gets(done: dict[str, Any], response_errors: Any) -> None:
+    assert response_errors(done["result"]) == []
+
+
+def test_a_file_is_given_by_range(api: HttpApi, done: dict[str, Any]) -> None:
+    url = done["result"]["assets"][0]["url"]
+    whole = api.get(url).body
+    part = api.get(url, Range="bytes=10-19")
+    assert (part.status, part.body) == (206, whole[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(whole)}"
+    assert api.get(url, Range=f"bytes={len(whole)}-").status == 416
+
+
+def test_a_job_says_how_far_it_is(api: HttpApi) -> None:
+    task_id = api.submit(LONG)
+
+    def steps() -> set[int]:
+        progress = api.look(task_id)["progress"] or {}
+        if progress.get("stage") == "denoise" and "step" in progress:
+            seen.add(progress["step"])
+        return seen if len(seen) > 2 else set()
+
+    seen: set[int] = set()
+    api.until(steps)
+    assert api.call("DELETE", f"{GENERATION}/{task_id}").status == 202
+    ended = api.wait(task_id)
+    assert (ended["status"], ended["error"]["code"]) == ("canceled", "CANCELED")
+    assert ended["progress"] is None
+
+
+def test_the_queue_is_bounded_keeps_its_order_and_lets_go_of_who_waits(api: HttpApi) -> None:
+    running = api.submit(LONG)
+    api.wait(running, "running")
+    waiting = [api.submit(QUICK) for _ in range(3)]
+    assert [api.look(task_id)["position"] for task_id in waiting] == [0, 1, 2]
+    refused = api.call("POST", f"{GENERATION}/submit", QUICK)
+    assert (refused.status, refused.error["code"]) == (429, "QUEUE_FULL")
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.error["retryable"] is True
+    assert api.call("POST", f"{GENERATION}/{waiting[0]}/cancel").status == 202
+    assert api.look(waiting[0])["status"] == "canceled"
+    assert api.look(waiting[1])["position"] == 0
+    assert api.call("POST", f"{GENERATION}/{running}/cancel").status == 202
+    ended = [api.wait(task_id) for task_id in waiting[1:]]
+    assert [job["status"] for job in ended] == ["completed", "completed"]
+    assert ended[0]["started_at"] < ended[0]["ended_at"] <= ended[1]["started_at"]
+
+
+def test_a_job_that_has_ended_is_not_cancelled(api: HttpApi, done: dict[str, Any]) -> None:
+    refused = api.call("POST", f"{GENERATION}/{done['task_id']}/cancel")
+    assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
+
+
+def test_a_bad_request_is_refused_before_it_waits(api: HttpApi) -> None:
+    before = api.get("/health").json["queue"]
+    refused = api.call("POST", f"{GENERATION}/submit", QUICK | {"size": 5, "stepps": 1})
+    assert refused.status == 422
+    assert refused.error["code"] == "INVALID_REQUEST"
+    assert refused.error["field"] == "/size"
+    assert "; /stepps: Unknown field" in refused.error["message"]
+    assert api.get("/health").json["queue"] == before
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"", 400), (b"{", 400), (b"[" * 100_000, 400), (b"\xff", 400), (b"[]", 422), (b"1", 422)],
+)
+def test_a_body_that_is_no_request_is_refused(api: HttpApi, body: bytes, status: int) -> None:
+    headers = {"Content-Type": "application/json"}
+    refused = api.call("POST", f"{GENERATION}/submit", body, headers)
+    assert (refused.status, refused.error["code"]) == (status, "INVALID_REQUEST")
+
+
+def test_a_job_that_fails_says_why(api: HttpApi) -> None:
+    job = api.wait(api.submit(QUICK | {"model": "wan2.1-t2v-14b"}))
+    assert (job["status"], job["result"]) == ("failed", None)
+    assert job["error"]["code"] == "MODEL_UNAVAILABLE"
+    assert job["error"]["field"] == "/model"
+
+
+def test_a_picture_is_not_kept_in_the_history(api: HttpApi) -> None:
+    task_id = api.submit(QUICK | {"image_url": picture()})
+    job = api.wait(task_id)
+    assert job["status"] == "completed", job["error"]
+    assert job["request"]["image_url"].startswith("(data, ")
+    with Ledger(api.state_dir / FILE) as ledger:
+        assert ledger.request(task_id) is None
+
+
+def test_the_history_is_told_newest_first_and_page_by_page(
+    api: HttpApi, done: dict[str, Any]
+) -> None:
+    ids, before = [], ""
+    while before is not None:
+        page = api.get(f"{GENERATION}?limit=2{before}").json
+        ids += [job["task_id"] for job in page["jobs"]]
+        before = page["before"] and f"&before={page['before']}"
+    assert len(ids) == len(set(ids)) > 2
+    assert ids[-1] == done["task_id"] or done["task_id"] in ids
+    failed = api.get(f"{GENERATION}?status=failed").json["jobs"]
+    assert {job["status"] for job in failed} <= {"failed"}
+
+
+def test_an_optimized_job_takes_over_steps_where_its_model_can(api: HttpApi) -> None:
+    request = {"model_type": "T2V-1.3B", "prompt": "a red circle", "size": "64x48",
+               "num_frames": 5, "steps": 10, "enable_optimization": True}  # fmt: skip
+    path = f"{GENERATION}/enhanced/submit"
+    job = api.wait(api.call("POST", path, request).json["task_id"])
+    assert job["result"]["metadata"]["plan"]["acceleration"]["mode"] == "cached"
+    plain = api.call("POST", path, request | {"enable_optimization": False}).json["task_id"]
+    assert api.wait(plain)["result"]["metadata"]["plan"]["acceleration"]["mode"] == "exact"
+
+
+def test_the_server_says_that_it_is_well(api: HttpApi) -> None:
+    for path in ("/health", "/v2/health"):
+        health = api.get(path)
+        assert (health.status, health.json["status"]) == (200, "ok")
+    assert api.get("/ping").status == 200
+
+
+def test_the_models_are_told_under_all_their_names(api: HttpApi) -> None:
+    models = api.get("/api/v1/models/status").json["models"]
+    assert {m["id"] for m in models if m["status"] == "installed"} == {
+        "wan2.1-t2v-1.3b",
+        "wan2.1-i2v-14b-480p",
+    }
+    for name in ("wan2.2-t2v-a14b", "T2V-A14B", "t2v-A14B", "t2v-a14b", "WAN2.2-T2V-A14B"):
+        assert api.get(f"/api/v1/models/status/{name}").json["id"] == "wan2.2-t2v-a14b"
+        assert api.get(f"/api/v1/wan-models/capabilities/{name}").json["id"] == "wan2.2-t2v-a14b"
+    unknown = api.get("/api/v1/models/status/sora")
+    assert (unknown.status, unknown.error["code"]) == (404, "NOT_FOUND")
+    assert api.get("/api/v1/models/health").json["ready"] is True
+
+
+def test_the_server_never_imports_torch_which_its_engine_does(
+    api: HttpApi, done: dict[str, Any]
+) -> None:
+    def libraries(process: psutil.Process) -> set[str]:
+        return {Path(mapped.path).name for mapped in process.memory_maps()}
+
+    assert any("torch" in name for name in libraries(api.engine()))
+    assert not any("torch" in name for name in libraries(psutil.Process(api.pid)))
