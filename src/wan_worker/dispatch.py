@@ -96,6 +96,7 @@ class Dispatcher:
         self._settings = settings
         self._ledger = ledger
         self._watchers = watchers
+        watchers.changed = self._watch
         self._command = command
         self._pause = pause
         self._engine: _Engine | None = None
@@ -268,11 +269,18 @@ class Dispatcher:
             handed = True
             engine.jobs[job_id] = _Running()
             engine.tell("run", id=job_id)
+            if job_id in self._watchers.watched:
+                engine.tell("watch", id=job_id, on=True)
             if self._settings.job_timeout_seconds is not None:
                 limit = self._settings.job_timeout_seconds + GRACE_SECONDS
                 self._see_to_it(engine, job_id, limit)
         if handed:
             self._tell_positions()
+
+    def _watch(self, job_id: str, watched: bool) -> None:
+        """Somebody looks at a job now, or nobody does any more."""
+        if self._engine is not None and job_id in self._engine.jobs:
+            self._engine.tell("watch", id=job_id, on=watched)
 
     def _tell_positions(self) -> None:
         """Tell those who watch a waiting job how many are before it."""

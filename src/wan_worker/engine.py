@@ -6,9 +6,10 @@ A process of its own, because whoever asks how far a job is must not take the ge
 interpreter lock, and because a crash, the kernel's out-of-memory killer or a broken GPU must take
 neither the server nor its queue along. Jobs go through the one flow (job), as on RunPod.
 
-Both ends speak JSON, one message a line. In: ``run`` and ``cancel`` a job by its id, ``ask`` a
-question (``mode: info``), which is answered beside a running job. Out: ``ready``, ``unfit``,
-``progress``, ``preview``, ``ended``, ``answer``. A job's answer is in the ledger before ``ended``
+Both ends speak JSON, one message a line. In: ``run`` and ``cancel`` a job by its id, ``watch`` it
+or not (nobody draws previews that nobody looks at), ``ask`` a question (``mode: info``), which is
+answered beside a running job. Out: ``ready``, ``unfit``, ``progress``, ``preview``, ``ended``,
+``answer``. A job's answer is in the ledger before ``ended``
 is said, so that it is not lost with the line. Where the line in closes, the parent is gone or wants
 this process gone: jobs are cancelled, and it exits.
 Not covered: the queue and the restarts (dispatch).
@@ -31,7 +32,7 @@ from wan_worker import logs, preload, scratch
 from wan_worker.errors import Canceled, ConfigInvalid, public_json
 from wan_worker.job import Worker
 from wan_worker.ledger import FILE, Ledger
-from wan_worker.progress import Control
+from wan_worker.progress import Control, Preview, Viewer
 from wan_worker.settings import Settings, from_env
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Engine:
         self._ledger = ledger
         self._line = line
         self._controls: dict[str, Control] = {}
+        self._watched: set[str] = set()
         self._stopping = False
         concurrency = worker.settings.worker_concurrency
         self._jobs = ThreadPoolExecutor(concurrency, thread_name_prefix="job")
@@ -82,6 +84,10 @@ class Engine:
                 case "cancel":
                     if message["id"] in self._controls:
                         self._controls[message["id"]].cancel()
+                case "watch" if message["on"]:
+                    self._watched.add(message["id"])
+                case "watch":
+                    self._watched.discard(message["id"])
                 case "ask":
                     self._questions.submit(self._ask, message["number"], message["input"])
             running = {future for future in running if not future.done()}
@@ -94,7 +100,14 @@ class Engine:
         def notify() -> None:
             self._line.say("progress", id=job_id, event=control.latest.public())
 
-        control = Control(self._worker.settings.job_timeout_seconds, notify=notify)
+        def show(preview: Preview) -> None:
+            data = base64.b64encode(preview.data).decode("ascii")
+            about = {"number": preview.number, "step": preview.step, "data": data}
+            self._line.say("preview", id=job_id, content_type="image/jpeg", **about)
+
+        viewer = Viewer(show, lambda: job_id in self._watched)
+        limit = self._worker.settings.job_timeout_seconds
+        control = Control(limit, notify=notify, viewer=viewer)
         self._controls[job_id] = control
         return control
 
@@ -115,16 +128,12 @@ class Engine:
             log.exception("job %s: its answer could not be recorded", job_id, exc_info=problem)
         finally:
             self._controls.pop(job_id, None)
+            self._watched.discard(job_id)
             self._line.say("ended", id=job_id, refresh=refresh)
 
     def _ask(self, number: int, question: Mapping[str, Any]) -> None:
         answer = jobs.run({"id": "question", "input": question}, self._worker, Control())
         self._line.say("answer", number=number, answer=answer)
-
-    def show(self, job_id: str, number: int, step: int, picture: bytes) -> None:
-        """Send a preview: a JPEG of what the latents hold after ``step``."""
-        data = base64.b64encode(picture).decode("ascii")
-        self._line.say("preview", id=job_id, number=number, step=step, data=data)
 
 
 def _own_line() -> BinaryIO:

@@ -6,7 +6,7 @@ Not covered: where the messages come from (dispatch), and how they get to a brow
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 Message = dict[str, Any]
@@ -18,6 +18,8 @@ class Watchers:
     """All jobs' watchers. For the event loop's thread alone."""
 
     def __init__(self) -> None:
+        self.changed: Callable[[str, bool], None] = lambda job_id, watched: None
+        """Called where a job gets its first watcher, or loses its last one."""
         self._latest: dict[str, dict[str, Message]] = {}
         self._watching: dict[str, set[_Watcher]] = {}
 
@@ -47,7 +49,10 @@ class Watchers:
         watcher = _Watcher()
         for message in self._latest.get(job_id, {}).values():
             watcher.put(message)
-        self._watching.setdefault(job_id, set()).add(watcher)
+        others = self._watching.setdefault(job_id, set())
+        others.add(watcher)
+        if len(others) == 1:
+            self.changed(job_id, True)
         try:
             while True:
                 for message in await watcher.take():
@@ -55,9 +60,10 @@ class Watchers:
                     if message["type"] == ENDED:
                         return
         finally:
-            self._watching[job_id].discard(watcher)
-            if not self._watching[job_id]:
+            others.discard(watcher)
+            if not others:
                 del self._watching[job_id]
+                self.changed(job_id, False)
 
 
 class _Watcher:
