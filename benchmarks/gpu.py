@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import roofline, rounds, stock  # noqa: E402
+from benchmarks import rounds, stock  # noqa: E402
 from tests.test_catalog import SHAPES  # noqa: E402
 
 from wan_worker import (  # noqa: E402
@@ -56,10 +56,12 @@ from wan_worker.embeddings import Embeddings  # noqa: E402
 from wan_worker.hardware import Hardware  # noqa: E402
 from wan_worker.net import Policy  # noqa: E402
 from wan_worker.outputs import Output  # noqa: E402
+from wan_worker.peaks import peak_of  # noqa: E402
 from wan_worker.pipelines import Pool  # noqa: E402
 from wan_worker.plan import Plan  # noqa: E402
 from wan_worker.progress import Control  # noqa: E402
 from wan_worker.settings import Settings  # noqa: E402
+from wan_worker.work import forward_flops, tokens  # noqa: E402
 
 DEFAULT = ("wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p")
 PROMPT = "a red circle moving right on a white background"
@@ -397,7 +399,7 @@ def measure(bench: Bench, count: int) -> dict[str, Any]:
             seconds["forward"] = seconds["transformer"] / STEPS / branches
     middle = {way: rounds.medians(seconds) for way, seconds in found.items()}
     flops = _forward_flops(bench, size, frames)
-    peak = roofline.peak_of(bench.machine.name)
+    peak = peak_of(bench.machine.name)
     for way in middle.values():
         way["tflops"] = round(flops / 1e12 / way["forward"], 3)
         if peak is not None:
@@ -431,7 +433,7 @@ def _forward_flops(bench: Bench, size: tuple[int, int], frames: int) -> int:
     pictures = 0
     if any(c.role == "image_encoder" for c in model.components):
         pictures = clip * (2 if model.last_image == "required" else 1)
-    return roofline.forward_flops(shape, roofline.tokens(model, size, frames), pictures, text)
+    return forward_flops(shape, tokens(model, size, frames), pictures, text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -455,7 +457,7 @@ def main(arguments: list[str] | None = None) -> int:
             model: measure(Bench(model, machine, options.toy, Path(folder)), options.rounds)
             for model in options.models
         }
-    peak = roofline.peak_of(machine.name)
+    peak = peak_of(machine.name)
     report = {
         "what": "full-size models with random weights, ours against stock diffusers",
         "toy": options.toy,

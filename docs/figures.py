@@ -21,6 +21,8 @@ def figures_table() -> str:
     """Every figure that has a bar, with what it came to."""
     job, start, memory, loading = read("job"), read("startup"), read("memory"), read("loading")
     stages, overhead, overlap = job["stages"], job["overhead"], job["overlap"]
+    estimated = read("estimates")["wall"]
+    learned, repeated = estimated["before_by_jobs_learned"]["9"], estimated["one_job_repeated"]
     clip = stages["clip"]
     size = f"{clip['width']}x{clip['height']}, {clip['num_frames']} frames"
     rows = [
@@ -74,6 +76,13 @@ def figures_table() -> str:
             f"({loading['mb_per_s']['worker'] / 1000:.1f} GB/s)",
             "",
             "loading.py",
+        ),
+        (
+            "the time told before a job of a size not seen yet, after 9 others: how far off",
+            f"median {learned['median']:.0%}, nine of ten within {learned['p90']:.0%}; one job "
+            f"repeated differs by {repeated['median']:.0%} and {repeated['p90']:.0%}",
+            "",
+            "estimates.py",
         ),
     ]
     lines = ["| what | figure | at most | script |", "|---|---|---|---|"]
@@ -152,12 +161,42 @@ def machines_table() -> str:
     job = read("job")
     rows = {f"job.py, {name}": job[name] for name in ("stages", "overhead", "overlap")}
     rows |= {f"{name}.py": read(name) for name in ("memory", "startup", "loading")}
+    estimates = read("estimates")
+    rows["estimates.py"] = estimates | {
+        "load_average": estimates["wall"]["load_average"],
+        "rounds": f"{estimates['wall']['jobs']} jobs",
+    }
     lines = ["| script | machine | load average | rounds | date |", "|---|---|---|---|---|"]
     for name, about in rows.items():
         load = about.get("load_average")
         busy = f"{load[0]:.1f}" if load else "not kept"
         cells = (name, about["machine"], busy, about.get("rounds", ""), about["date"])
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def estimates_table() -> str:
+    """How far off times are before a job, by what was learned, and while it runs; by both clocks."""
+    found = read("estimates")
+    clocks = {"wall": "wall's clock", "processor": "processor time"}
+    cells = [f"{clock}: median | nine of ten within" for clock in clocks.values()]
+    lines = [f"| {' | '.join(['', *cells])} |", "|---|---|---|---|---|"]
+
+    def row(title: str, pick: Callable[[dict[str, Any]], dict[str, float]]) -> None:
+        values = [f"{pick(found[clock])[key]:.0%}" for clock in clocks for key in ("median", "p90")]
+        lines.append(f"| {' | '.join([title, *values])} |")
+
+    for count in found["wall"]["before_by_jobs_learned"]:
+        title = {"0": "before: nothing learned", "1": "before: 1 job learned from"}.get(
+            count, f"before: {count} jobs"
+        )
+        row(title, lambda clock, count=count: clock["before_by_jobs_learned"][count])
+    for share in found["wall"]["left_by_share_passed"]:
+        row(
+            f"time left, {share} of the job over",
+            lambda clock, share=share: clock["left_by_share_passed"][share],
+        )
+    row("one job repeated, against its median", lambda clock: clock["one_job_repeated"])
     return "\n".join(lines)
 
 
@@ -192,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead_table,
     "start": start_table,
     "machines": machines_table,
+    "estimates": estimates_table,
     "roofline": roofline_table,
     "peaks": peaks_table,
 }

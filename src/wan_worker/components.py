@@ -7,6 +7,8 @@ them again). Not covered: which model needs which pieces (catalog), where they a
 from dataclasses import dataclass
 from typing import Final
 
+from wan_worker.settings import WeightType
+
 
 @dataclass(frozen=True)
 class Component:
@@ -37,6 +39,11 @@ class Component:
     def hub_folder(self) -> str:
         """The folder of its repository that holds it; empty for the top."""
         return "" if self.at_top else self.role
+
+    def entry(self, kind: WeightType) -> str:
+        """Its name in memory: transformers with weights of another type are another entry."""
+        plain = kind == "bf16" or not self.role.startswith("transformer")
+        return self.name if plain else f"{self.name}@{kind}"
 
 
 @dataclass(frozen=True)

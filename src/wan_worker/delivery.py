@@ -19,6 +19,7 @@ from pathlib import Path
 
 from wan_worker import buckets, net, response, storage
 from wan_worker.artifact import Artifact
+from wan_worker.buckets import S3
 from wan_worker.errors import Canceled, OutputTooLarge, StorageFailed, WorkerError
 from wan_worker.faults import classify
 from wan_worker.plan import Plan
@@ -43,6 +44,18 @@ def destination(asked: Request, settings: Settings, policy: net.Policy) -> Desti
         net.check(asked.callback_url, policy, field="/input/callback_url")
     if asked.bucket is not None:
         net.check(asked.bucket.endpoint_url, policy, field=buckets.ENDPOINT, https_only=True)
+    return _choose(asked, settings, policy)
+
+
+def place(asked: Request, settings: Settings) -> str:
+    """What kind of destination it is, whether or not it may be reached: for estimates."""
+    to = _choose(asked, settings, net.Policy())
+    if isinstance(to, S3):
+        return "bucket" if to.policy is None else "caller"
+    return "folder" if isinstance(to, Folder) else "inline"
+
+
+def _choose(asked: Request, settings: Settings, policy: net.Policy) -> Destination:
     return storage.choose(
         job_bucket=asked.bucket,
         bucket=settings.bucket,

@@ -42,6 +42,10 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def knows(self, text: str, encoder: str) -> bool:
+        """Is there one, in whichever type? For any thread: nothing is moved to the end."""
+        return any((key.text, key.encoder) == (text, encoder) for key in tuple(self._kept))
+
     def get(self, key: Key) -> "torch.Tensor | None":
         """[1, tokens, text_dim] in main memory, as it was put; None where it is not kept."""
         if key not in self._kept:

@@ -15,6 +15,7 @@ from wan_worker import references, request
 from wan_worker.catalog import MODELS, OTHER_NAMES, Installed, Model, stored_bytes
 from wan_worker.contract import Contract, check
 from wan_worker.errors import InvalidRequest
+from wan_worker.estimate import Estimate
 from wan_worker.hardware import Hardware
 from wan_worker.plan import Plan
 from wan_worker.request import Request
@@ -51,13 +52,18 @@ def is_asked(job: Mapping[str, Any]) -> bool:
 
 
 def answer(
-    job: Mapping[str, Any], contract: Contract, state: State, replan: Callable[[Request], Plan]
+    job: Mapping[str, Any],
+    contract: Contract,
+    state: State,
+    replan: Callable[[Request], Plan],
+    foresee: Callable[[Request, Plan], Estimate],
 ) -> dict[str, Any]:
     """The response to one question.
 
     Args:
         job: one that ``is_asked``.
         replan: the planner, for ``report: plan``.
+        foresee: how long a plan takes here.
 
     Raises:
         InvalidRequest: a field that the report does not take, or lacks.
@@ -86,8 +92,8 @@ def answer(
         case "capabilities":
             told = _capabilities(_named(fields.get("model")))
         case _:
-            planned = _planned(job, fields.get("request"), contract, replan)
-            told = _plan(planned)
+            asked, planned = _planned(job, fields.get("request"), contract, replan)
+            told = _plan(planned) | {"estimate": foresee(asked, planned).public()}
             warnings = [{"code": n.code, "message": n.message} for n in planned.notices]
     return {"status": "completed", "report": report, "info": told, "warnings": warnings}
 
@@ -163,7 +169,7 @@ def _planned(
     inner: dict[str, Any] | None,
     contract: Contract,
     replan: Callable[[Request], Plan],
-) -> Plan:
+) -> tuple[Request, Plan]:
     if inner is None:
         raise InvalidRequest("Give the request to plan for", field="/input/request")
     try:
@@ -173,7 +179,7 @@ def _planned(
         pointer = (problem.field or "/input").replace("/input", "/input/request", 1)
         message = problem.message.replace("; /input/", "; /input/request/")
         raise InvalidRequest(message, field=pointer) from None
-    return references.plan_with(asked, replan)[1]
+    return references.plan_with(asked, replan)
 
 
 def _plan(planned: Plan) -> dict[str, Any]:

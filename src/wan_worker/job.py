@@ -10,6 +10,7 @@ worker as it was. The plan is complete before anything is downloaded or the GPU 
 
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from wan_worker import (
     contract,
     delivery,
     encode,
+    estimate,
     hardware,
     info,
     lora_store,
@@ -38,6 +40,7 @@ from wan_worker import (
     scratch,
     storage,
     weights,
+    work,
 )
 from wan_worker.artifact import Artifact
 from wan_worker.catalog import MODELS, Installed
@@ -53,11 +56,13 @@ from wan_worker.errors import (
     WorkerError,
     public_json,
 )
+from wan_worker.estimate import Estimate
 from wan_worker.faults import classify
 from wan_worker.hardware import Hardware
 from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
+from wan_worker.record import Record
 from wan_worker.request import Request
 from wan_worker.settings import Settings
 
@@ -69,7 +74,7 @@ LAST_CALLBACK_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Worker:
-    """What all jobs share. Only the pool changes, and only under the GPU lock."""
+    """What all jobs share. The pool changes, only under the GPU lock; the record has its own."""
 
     settings: Settings
     contract: Contract
@@ -77,6 +82,7 @@ class Worker:
     policy: net.Policy
     pool: Pool
     ffmpeg: str
+    record: Record = field(default_factory=Record)
     gpu: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -146,7 +152,9 @@ def _serve(
 ) -> dict[str, Any]:
     control.enter("plan")
     if info.is_asked(job):
-        return info.answer(job, worker.contract, _state(worker), partial(_plan, worker=worker))
+        foresee = partial(_estimate, worker=worker)
+        replan = partial(_plan, worker=worker)
+        return info.answer(job, worker.contract, _state(worker), replan, foresee)
     asked = known.asked = request.parse(job, worker.contract)
     destination = delivery.destination(asked, worker.settings, worker.policy)
     replan = partial(_plan, worker=worker)
@@ -181,10 +189,14 @@ def _serve(
                 worker.ffmpeg,
                 folder,
             )
+            expected = _estimate(asked, planned, worker)
+            control.expect(expected)
             planned = clips.make(planned, pictures, studio, made, control)
         control.enter("upload")
         stored = delivery.deliver(made, asked, planned, destination, control)
         control.close_stage()
+        sizes = [artifact.bytes for artifact in made]
+        worker.record.add(estimate.learn(expected.work, control.stays, sizes))
     return response.completed(asked, planned, stored, control)
 
 
@@ -235,6 +247,19 @@ def _plan(asked: Request, worker: Worker) -> Plan:
                 "with download_weights.py"
             ) from None
         raise
+
+
+def _estimate(asked: Request, planned: Plan, worker: Worker) -> Estimate:
+    """How long it will take once it has the GPU, as things are now."""
+    settings, pool = worker.settings, worker.pool
+    here = work.Here(
+        loaded=pool.loaded,
+        knows=pool.embeddings.knows,
+        imported="diffusers" in sys.modules,
+        to=delivery.place(asked, settings),
+    )
+    to_do = work.visits(planned, _installed(worker), here)
+    return estimate.make(to_do, worker.record.samples, worker.hardware)
 
 
 def _installed(worker: Worker) -> dict[str, Installed]:

@@ -57,7 +57,7 @@ class Pool:
         sizes = loaded_bytes(installed, self._hardware)
         kind, resident = plan.layout.weight_type, plan.placement == "resident"
         device = plan.device if resident else "cpu"
-        entries = {_entry(c, kind): c for c in plan.model.components}
+        entries = {c.entry(kind): c for c in plan.model.components}
         wanted = {e: self._bytes.get(e, sizes[c.name]) for e, c in entries.items()}
         beside = plan.layout.room_bytes if resident else 0
         self._make_room(wanted, beside, waiting=device == "cpu")
@@ -120,7 +120,7 @@ class Pool:
     def _component(
         self, component: Component, folder: Path, size: int, device: str, kind: WeightType = "bf16"
     ) -> Any:
-        entry = _entry(component, kind)
+        entry = component.entry(kind)
         if entry not in self._components:
             narrowed = entry != component.name
             # Narrowed on the CPU: what is to fit only when it is narrow must not land there wide.
@@ -158,12 +158,6 @@ class Pool:
             moved = True
         if moved:
             _release_memory(self._hardware)
-
-
-def _entry(component: Component, kind: WeightType) -> str:
-    """A component's name in the pool: its weights in another type are another entry."""
-    plain = kind == "bf16" or not component.role.startswith("transformer")
-    return component.name if plain else f"{component.name}@{kind}"
 
 
 def _configuration(model: Model) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 One ``Control`` belongs to one job. The worker thread reports and checks; the event loop cancels and
 reads the newest event. Reports overwrite each other: a slow reader sees the latest, never a queue.
-Clocks are monotonic, so a clock that is set does not end a job.
+Clocks are monotonic, so a clock that is set does not end a job. The time left is the whole job's,
+where it was estimated: the estimate until a stage has a pace of its own, then corrected by that.
 Not covered: sending events to RunPod (handler), drawing previews (previews).
 """
 
@@ -13,9 +14,12 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
+from wan_worker import estimate as estimates
 from wan_worker.errors import Canceled, DeadlineExceeded
+from wan_worker.estimate import Estimate, Stay
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class Event:
     step: int | None = None
     steps: int | None = None
     seconds_left: float | None = None
-    """Of this stage, by the average pace so far."""
+    """Of the job, if it was estimated; else of this stage, by its average pace so far."""
     parts: tuple[Part, ...] = ()
 
     def public(self) -> dict[str, Any]:
@@ -151,6 +155,15 @@ class Control:
         """Which of several outputs and segments the job is at; every report repeats it."""
         self.timings: dict[str, float] = {}
         """Seconds spent in each stage that has ended."""
+        self.estimate: Estimate | None = None
+        self.stays: list[Stay] = []
+        """Since the estimate was made, in order."""
+        self._steps: list[float] = []
+        """When each step of this stage was done."""
+        self._visit: int | None = None
+        """Place in the estimate; None outside of what it covers."""
+        self._paces: dict[str, float] = {}
+        """Seconds over what was estimated, by stage."""
 
     @property
     def stage(self) -> str:
@@ -185,27 +198,63 @@ class Control:
         if self._deadline is not None:
             self._deadline = max(self._deadline, self._clock() + seconds)
 
+    def expect(self, estimate: Estimate) -> None:
+        """From here on the job takes as long as this, to be held against what it does take."""
+        self.close_stage()
+        self.estimate, self.stays, self._visit = estimate, [], None
+
     def enter(self, stage: str) -> None:
         """Begin a stage: checks, closes the books on the one before, and reports."""
         self.check()
         self.close_stage()
-        self.latest = Event(self.latest.number + 1, stage, parts=self.parts)
+        self._advance(stage)
+        left = self._left(stage)
+        self.latest = Event(self.latest.number + 1, stage, seconds_left=left, parts=self.parts)
         self._notify()
 
     def close_stage(self) -> None:
         """Add the time since the last stage began to that stage."""
-        now = self._clock()
-        self.timings[self.stage] = self.timings.get(self.stage, 0.0) + now - self._stage_started
-        self._stage_started = now
+        stay = self._stay()
+        self.timings[stay.stage] = self.timings.get(stay.stage, 0.0) + stay.seconds
+        self.stays.append(stay)
+        if self.estimate is not None and self._visit is not None and stay.stage != "check":
+            expected = self.estimate.visits[self._visit]
+            self._paces[stay.stage] = estimates.pace(expected, stay)
+        self._stage_started = self._clock()
+        self._steps = []
 
     def step(self, done: int, steps: int) -> None:
         """Report step ``done`` of ``steps`` within the stage, and check."""
         self.check()
-        pace = (self._clock() - self._stage_started) / max(done, 1)
-        self.latest = Event(
-            self.latest.number + 1, self.stage, done, steps, pace * (steps - done), self.parts
-        )
+        self._steps.append(self._clock())
+        left = self._left(self.stage, steps)
+        if left is None:
+            pace = (self._clock() - self._stage_started) / max(done, 1)
+            left = pace * (steps - done)
+        self.latest = Event(self.latest.number + 1, self.stage, done, steps, left, self.parts)
         self._notify()
+
+    def _stay(self) -> Stay:
+        """In this stage, until now."""
+        began = self._stage_started
+        marks = [began, *self._steps]
+        steps = (after - before for before, after in pairwise(marks))
+        return Stay(self.stage, self._clock() - began, tuple(steps))
+
+    def _advance(self, stage: str) -> None:
+        """Find the stage in the estimate, from where the job is; a second try begins again."""
+        if self.estimate is None or (stage == "check" and self._visit is not None):
+            return  # the file's check is part of its making
+        stages = [visit.stage for visit in self.estimate.visits]
+        start = 0 if self._visit is None else self._visit + 1
+        ahead = [*range(start, len(stages)), *range(start)]
+        self._visit = next((place for place in ahead if stages[place] == stage), None)
+
+    def _left(self, stage: str, steps: int = 0) -> float | None:
+        if self.estimate is None or self._visit is None:
+            return None
+        stay = None if stage == "check" else self._stay()
+        return estimates.left(self.estimate.visits, self._visit, stay, self._paces, steps)
 
 
 class Relay:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from wan_worker import estimate
 from wan_worker.errors import WorkerError, public_json
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
@@ -21,7 +22,11 @@ def completed(
     asked: Request, planned: Plan, assets: Sequence[StoredAsset], control: Control
 ) -> dict[str, Any]:
     """The answer of a job that made everything it was asked for."""
-    return _body(asked, planned, [asset.public() for asset in assets], control)
+    body = _body(asked, planned, [asset.public() for asset in assets], control)
+    if control.estimate is not None:
+        wrong = estimate.error(control.estimate, control.stays)
+        body["metadata"]["estimate"]["error"] = None if wrong is None else round(wrong, 4)
+    return body
 
 
 def manifest(
@@ -64,6 +69,7 @@ def _body(
         "prompt": planned.outputs[0].prompt,
         "generation_time": round(sum(spent.values()) - spent.get("upload", 0.0), 3),
         "timings": {stage: round(value, 3) for stage, value in timings.items()},
+        "estimate": None if control.estimate is None else control.estimate.public(),
         "generated": {"width": wide, "height": high, "num_frames": planned.generated_frames},
         "plan": planned.public(),
     }
