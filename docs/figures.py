@@ -176,7 +176,7 @@ def machines_table() -> str:
 
 
 def estimates_table() -> str:
-    """How far off times are before a job, by what was learned, and while it runs; by both clocks."""
+    """How far off times are before a job, by what was learned, and while it runs."""
     found = read("estimates")
     clocks = {"wall": "wall's clock", "processor": "processor time"}
     cells = [f"{clock}: median | nine of ten within" for clock in clocks.values()]
