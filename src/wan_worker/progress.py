@@ -208,38 +208,39 @@ class Control:
         self.check()
         self.close_stage()
         self._advance(stage)
-        left = self._left(stage)
+        left = self._left(stage, self._stage_started)
         self.latest = Event(self.latest.number + 1, stage, seconds_left=left, parts=self.parts)
         self._notify()
 
     def close_stage(self) -> None:
         """Add the time since the last stage began to that stage."""
-        stay = self._stay()
+        now = self._clock()
+        stay = self._stay(now)
         self.timings[stay.stage] = self.timings.get(stay.stage, 0.0) + stay.seconds
         self.stays.append(stay)
         if self.estimate is not None and self._visit is not None and stay.stage != "check":
             expected = self.estimate.visits[self._visit]
             self._paces[stay.stage] = estimates.pace(expected, stay)
-        self._stage_started = self._clock()
+        self._stage_started = now
         self._steps = []
 
     def step(self, done: int, steps: int) -> None:
         """Report step ``done`` of ``steps`` within the stage, and check."""
         self.check()
-        self._steps.append(self._clock())
-        left = self._left(self.stage, steps)
+        now = self._clock()
+        self._steps.append(now)
+        left = self._left(self.stage, now, steps)
         if left is None:
-            pace = (self._clock() - self._stage_started) / max(done, 1)
-            left = pace * (steps - done)
+            left = (now - self._stage_started) / max(done, 1) * (steps - done)
         self.latest = Event(self.latest.number + 1, self.stage, done, steps, left, self.parts)
         self._notify()
 
-    def _stay(self) -> Stay:
+    def _stay(self, now: float) -> Stay:
         """In this stage, until now."""
         began = self._stage_started
         marks = [began, *self._steps]
         steps = (after - before for before, after in pairwise(marks))
-        return Stay(self.stage, self._clock() - began, tuple(steps))
+        return Stay(self.stage, now - began, tuple(steps))
 
     def _advance(self, stage: str) -> None:
         """Find the stage in the estimate, from where the job is; a second try begins again."""
@@ -250,10 +251,10 @@ class Control:
         ahead = [*range(start, len(stages)), *range(start)]
         self._visit = next((place for place in ahead if stages[place] == stage), None)
 
-    def _left(self, stage: str, steps: int = 0) -> float | None:
+    def _left(self, stage: str, now: float, steps: int = 0) -> float | None:
         if self.estimate is None or self._visit is None:
             return None
-        stay = None if stage == "check" else self._stay()
+        stay = None if stage == "check" else self._stay(now)
         return estimates.left(self.estimate.visits, self._visit, stay, self._paces, steps)
 
 
