@@ -278,8 +278,10 @@ PROMISES = (
             + _of("test_artifact", "a_video_of_one_colour_is_a_failed_generation",
                   "a_video_that_goes_black_is_a_failed_generation")),
     Promise(58, "a faster kernel that is not there",
-            "can't be: no optional kernel is asked for, all are torch's own",
-            _of("test_remote_code", "no_kernel_is_used_that_may_be_missing")),
+            "the next one is used, at last torch's own; the reasons say so",
+            _of("test_attention", "a_kernel_that_is_not_there_is_left_for_the_next",
+                "a_kernel_that_computes_wrong_is_not_used")
+            + _of("test_remote_code", "no_package_is_imported_that_may_be_missing")),
     Promise(59, "a fault while weights move", "the hooks go; the next job succeeds",
             _of("test_pipelines", "a_job_that_fails_while_its_weights_move_leaves_no_trace")),
     Promise(60, "what a job leaves to the next", "nothing: same seed, same bytes",

@@ -116,7 +116,7 @@ def remembers(model: Model, job: Job) -> bool:
     Making them is 4 x 512 x dim^2 operations of each block: five in a hundred at the 1,560 tokens
     of an 832x480 image on the 14B, one at this bound.
     """
-    return latent_frames(job) * job.pixels // model.grid**2 <= REMEMBERING_TOKENS
+    return tokens(model, job) <= REMEMBERING_TOKENS
 
 
 def remembered_bytes(model: Model, job: Job) -> int:
@@ -159,6 +159,11 @@ def adapter_bytes(model: Model) -> int:
     """
     shape = SHAPES[model.id]
     return 2 * ADAPTER_RANK * (16 * shape.dim + 2 * (shape.dim + shape.ffn)) * shape.layers
+
+
+def tokens(model: Model, job: Job) -> int:
+    """Of one clip: one for each 2x2 latents of each latent frame."""
+    return latent_frames(job) * job.pixels // model.grid**2
 
 
 def latent_frames(job: Job) -> int:

@@ -97,7 +97,7 @@ def _make(
     planned: Plan, pictures: References, studio: Studio, made: list[Artifact], control: Control
 ) -> Plan:
     count = len(planned.outputs)
-    with _equipped(planned, studio, control) as (pipeline, fits):
+    with _equipped(planned, studio, control) as (pipeline, fits, planned):
         planned = _with_loras(planned, studio.loras, fits)
         network = studio.pool.upscaler(planned, studio.extras)
         control.enter("prompt")
@@ -139,15 +139,15 @@ def _make(
 @contextmanager
 def _equipped(
     planned: Plan, studio: Studio, control: Control
-) -> Iterator[tuple[Any, tuple[lora.Fit, ...]]]:
-    """The plan's pipeline with the job's LoRAs on it, and how they fit."""
+) -> Iterator[tuple[Any, tuple[lora.Fit, ...], Plan]]:
+    """The plan's pipeline with the job's LoRAs on it, how they fit, and the plan as it is then."""
     control.enter("load")
     here = studio.installed[planned.model.id]
     pipeline = studio.pool.pipeline(planned, here, control.check)
     with lora.applied(pipeline, (*_distilled(planned, studio), *studio.loras)) as fits:
         # After the LoRAs: what moves weights takes stock of them when it is put on.
         placing.arrange(pipeline, planned)
-        yield pipeline, fits
+        yield pipeline, fits, studio.pool.attention.use(pipeline, planned)
 
 
 def _distilled(planned: Plan, studio: Studio) -> tuple[LoraFile, ...]:

@@ -36,7 +36,7 @@ class Film:
         planned: of one output.
         prompt_embeds, negative_prompt_embeds: as ``generate.denoise`` takes them.
         pictures: at the plan's generated size; the last one is the end of the last segment.
-        equipped: a segment's pipeline, loaded, with the job's LoRAs on it, and how they fit.
+        equipped: a segment's pipeline, loaded, with the job's LoRAs on it, first of what is given.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Film:
         prompt_embeds: "torch.Tensor",
         negative_prompt_embeds: "torch.Tensor | None",
         pictures: References,
-        equipped: Callable[[Plan], AbstractContextManager[tuple[Any, Any]]],
+        equipped: Callable[[Plan], AbstractContextManager[tuple[Any, ...]]],
         control: Control,
     ) -> None:
         self._planned = planned
@@ -92,7 +92,7 @@ class Film:
         control = self._control
         # Uncropped: the next segment starts from all of the picture.
         segment = replace(segment, size=self._planned.generated_size)
-        with self._equipped(segment) as (pipeline, _):
+        with self._equipped(segment) as (pipeline, *_):
             control.enter("denoise")
             latents = generate.denoise(pipeline, segment, *self._embeds, pictures, control)
             control.enter("decode_encode")

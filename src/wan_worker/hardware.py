@@ -6,6 +6,7 @@ Asks ``nvidia-smi``, not torch: a worker that has not been given work yet should
 an import. Not covered: machines with several GPUs (the first is used) and GPUs of other makers.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,6 +20,10 @@ QUERY = (
     "--query-gpu=name,memory.total,memory.free,compute_cap",
     "--format=csv,noheader,nounits",
 )
+
+
+OPTIONAL = ("flash_attn_3",)
+"""Packages that are used where they are installed."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Hardware:
     """Of the GPU's memory, what others hold: not this worker's to use."""
     ram_bytes: int = 0
     """The machine's memory, or the container's where that is limited."""
+    packages: tuple[str, ...] = ()
+    """Of ``OPTIONAL``, those that are installed."""
 
     @property
     def free_bytes(self) -> int:
@@ -52,7 +59,9 @@ def detect() -> Hardware:
         return _cpu("no NVIDIA driver on this machine (nvidia-smi is absent)")
     except (subprocess.SubprocessError, OSError) as error:
         return _cpu(f"nvidia-smi failed ({type(error).__name__})")
-    return parse(answer)
+    # Looked for, not imported: that would bring torch along.
+    found = tuple(name for name in OPTIONAL if importlib.util.find_spec(name) is not None)
+    return replace(parse(answer), packages=found)
 
 
 def parse(answer: str) -> Hardware:

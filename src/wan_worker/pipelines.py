@@ -1,7 +1,8 @@
 """Build pipelines from shared components, keep what fits, evict the rest.
 
 ``Pool`` is the only state that outlives a job: loaded components by name, in order of last use, and
-what the text encoder made of earlier texts (embeddings). A pipeline object is put together anew for
+what the text encoder made of earlier texts (embeddings), and what is known of the GPU's attention
+kernels. A pipeline object is put together anew for
 each job (it costs a millisecond) with a fresh scheduler, so nothing a job sets on it can reach the
 next one.
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_worker import placing, quantize, rrdbnet
+from wan_worker.attention import Gate
 from wan_worker.catalog import Installed, Model
 from wan_worker.components import UPSCALER, Component
 from wan_worker.embeddings import Embeddings
@@ -39,6 +41,7 @@ class Pool:
         self._components: OrderedDict[str, Any] = OrderedDict()
         self._bytes: dict[str, int] = {}
         self.embeddings = Embeddings()
+        self.attention = Gate()
 
     @property
     def loaded(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker import accelerate, activations, formats, memory, turbo
+from wan_worker import accelerate, activations, formats, kernels, memory, turbo
 from wan_worker.activations import Job
 from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
@@ -82,6 +82,8 @@ class Plan:
     """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
     loras: tuple[PlannedLora, ...] = ()
     acceleration: Acceleration = "exact"
+    attention: tuple[str, ...] = (kernels.NATIVE,)
+    """Attention kernels by diffusers' names, best first: the first that is right is used."""
     reused: tuple[tuple[bool, ...], ...] = ()
     """For each transformer, whether each of its steps takes over the residual of the step before;
     empty where all are computed."""
@@ -257,6 +259,7 @@ def make(
         notices=tuple(notices),
         loras=tuple(PlannedLora.of(lora) for lora in request.loras),
         acceleration=request.acceleration,
+        attention=kernels.candidates(hardware),
     )
     if request.acceleration == "cached":
         reused, why = accelerate.reusing(
@@ -280,6 +283,9 @@ def make(
         reasons=(*plan.reasons, *memory.explain(layout, model, here, hardware)),
         notices=(*plan.notices, *memory.notices(layout)),
     )
+    chosen = kernels.reason(plan.attention)
+    if chosen is not None:
+        plan = replace(plan, reasons=(*plan.reasons, chosen))
     if plan.remembers_prompt:
         why = "prompt: what depends on it alone is computed once, not at each step"
         plan = replace(plan, reasons=(*plan.reasons, why))
@@ -334,6 +340,11 @@ def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
         residuals=(1 + (plan.guidance_scale > 1)) if plan.reused_steps else 0,
         guided=plan.guidance_scale > 1,
     )
+
+
+def tokens(plan: Plan) -> int:
+    """Of one output, as the transformer sees it."""
+    return activations.tokens(plan.model, job_of(plan))
 
 
 def fit_to_image(plan: Plan, image_size: Size, *other_sizes: Size) -> Plan:
