@@ -56,7 +56,9 @@ def shared_worker(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A worker on the tiny weights that keeps its components loaded between tests."""
     outputs = tmp_path_factory.mktemp("outputs")
     return jobs.make_worker(
-        Settings(models_dir=models_dir, output_dir=outputs, allow_private_urls=True)
+        Settings(
+            models_dir=models_dir, output_dir=outputs, state_dir=outputs, allow_private_urls=True
+        )
     )
 
 
@@ -65,7 +67,12 @@ def every_worker(every_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
     """A worker that has every model."""
     outputs = tmp_path_factory.mktemp("every-outputs")
     return jobs.make_worker(
-        Settings(models_dir=every_model_dir, output_dir=outputs, allow_private_urls=True)
+        Settings(
+            models_dir=every_model_dir,
+            output_dir=outputs,
+            state_dir=outputs,
+            allow_private_urls=True,
+        )
     )
 
 

@@ -157,7 +157,7 @@ def planner_watched(worker: jobs.Worker) -> Iterator[list[Any]]:
     here = {model: Installed({"a": 1}, True) for model in MODELS}
     with (
         mock.patch.object(chain, "make", watched),
-        mock.patch.object(jobs, "_installed", lambda _worker: here),
+        mock.patch.object(jobs, "installed", lambda _worker: here),
         mock.patch.object(jobs, "_extras", lambda _worker: here),
     ):
         yield calls

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def make(
         OutOfMemory: in the second try too, with what would take less.
     """
     here = studio.installed[planned.model.id]
+    _use_threads(planned)
     try:
         return _make(planned, pictures, studio, made, control)
     except Exception as problem:
@@ -134,6 +136,21 @@ def _make(
             raise film.failure
     control.parts = ()
     return replace(planned, notices=(*planned.notices, *notices))
+
+
+def _use_threads(planned: Plan) -> None:
+    """Set torch's threads for this job: what one job is tuned to is not the next one's."""
+    import torch
+
+    torch.set_num_threads(planned.threads or _usual_threads())
+
+
+@cache
+def _usual_threads() -> int:
+    """torch's own choice, asked before anything is set."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 @contextmanager

@@ -10,9 +10,11 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 QUERY = (
@@ -24,6 +26,21 @@ QUERY = (
 
 OPTIONAL = ("flash_attn_3",)
 """Packages that are used where they are installed."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured to be the fastest for one model; None: nothing but the usual."""
+
+    threads: int | None = None
+    """Of torch, on a CPU."""
+    kernel: str | None = None
+    """Of attention, by diffusers' name."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether it says anything."""
+        return self != Tuned()
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,8 @@ class Hardware:
     """The machine's memory, or the container's where that is limited."""
     packages: tuple[str, ...] = ()
     """Of ``OPTIONAL``, those that are installed."""
+    tuned: Mapping[str, Tuned] = field(default_factory=lambda: MappingProxyType({}))
+    """By model id (tuning)."""
 
     @property
     def free_bytes(self) -> int:

@@ -65,6 +65,7 @@ from wan_worker.progress import Control
 from wan_worker.record import Record
 from wan_worker.request import Request
 from wan_worker.settings import Settings
+from wan_worker.tuning import Tuning
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Worker:
     policy: net.Policy
     pool: Pool
     ffmpeg: str
+    tuning: Tuning
     record: Record = field(default_factory=Record)
     gpu: threading.Lock = field(default_factory=threading.Lock)
 
@@ -107,6 +109,7 @@ def make_worker(settings: Settings) -> Worker:
         policy=net.Policy(allow_private=settings.allow_private_urls),
         pool=Pool(machine),
         ffmpeg=encode.find_ffmpeg(),
+        tuning=Tuning(settings.state_dir),
     )
 
 
@@ -178,7 +181,7 @@ def _serve(
     ):
         control.enter("queue")
         with _exclusive(worker.gpu, control):
-            here = _installed(worker)
+            here = installed(worker)
             studio = Studio(
                 worker.pool,
                 worker.hardware,
@@ -203,7 +206,7 @@ def _serve(
 def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
     """The plan with its prompt rewritten; the user's own, with a notice, where that fails."""
     component, found = _enhancer(worker)
-    here = _installed(worker)[planned.model.id]
+    here = installed(worker)[planned.model.id]
     tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
 
     def load() -> prompt.Enhancer:
@@ -226,7 +229,7 @@ def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
 def _plan(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
-        here, machine = _installed(worker), hardware.refresh(worker.hardware)
+        here, machine = installed(worker), worker.tuning.known(hardware.refresh(worker.hardware))
         planned = chain.make(
             asked,
             machine,
@@ -258,11 +261,11 @@ def _estimate(asked: Request, planned: Plan, worker: Worker) -> Estimate:
         imported="diffusers" in sys.modules,
         to=delivery.place(asked, settings),
     )
-    to_do = work.visits(planned, _installed(worker), here)
+    to_do = work.visits(planned, installed(worker), here)
     return estimate.make(to_do, worker.record.samples, worker.hardware)
 
 
-def _installed(worker: Worker) -> dict[str, Installed]:
+def installed(worker: Worker) -> dict[str, Installed]:
     """Asked for each job: weights may be installed while the worker runs."""
     return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
 
@@ -275,7 +278,7 @@ def _state(worker: Worker) -> info.State:
     models, volume = worker.settings.models_dir, worker.settings.volume_dir
     return info.State(
         hardware=hardware.refresh(worker.hardware),
-        installed=_installed(worker),
+        installed=installed(worker),
         components=weights.whole(models, volume),
         damaged=weights.damaged(models),
         loaded=worker.pool.loaded,

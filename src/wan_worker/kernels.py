@@ -26,8 +26,19 @@ SAID: Final[Mapping[str, str]] = {
 """By diffusers' names of them."""
 
 
-def candidates(hardware: Hardware) -> tuple[str, ...]:
-    """diffusers' names of kernels to try, best first; the last is ``NATIVE``."""
+def candidates(hardware: Hardware, fastest: str | None = None) -> tuple[str, ...]:
+    """diffusers' names of kernels to try, best first; the last is ``NATIVE``.
+
+    Args:
+        fastest: as measured on this machine; nothing else is tried then, but ``NATIVE``.
+    """
+    usual = _usual(hardware)
+    if fastest not in usual:
+        return usual
+    return tuple(dict.fromkeys((fastest, NATIVE)))
+
+
+def _usual(hardware: Hardware) -> tuple[str, ...]:
     major = (hardware.compute_capability or (0, 0))[0] if hardware.device == "cuda" else 0
     found = []
     if major == 9 and "flash_attn_3" in hardware.packages:

@@ -29,7 +29,7 @@ from wan_worker.choose import choose, install_hint
 from wan_worker.components import UPSCALER
 from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.formats import Mode
-from wan_worker.hardware import Hardware
+from wan_worker.hardware import Hardware, Tuned
 from wan_worker.memory import Layout
 from wan_worker.outputs import Output
 from wan_worker.request import Acceleration, Notice, Request
@@ -84,6 +84,8 @@ class Plan:
     acceleration: Acceleration = "exact"
     attention: tuple[str, ...] = (kernels.NATIVE,)
     """Attention kernels by diffusers' names, best first: the first that is right is used."""
+    threads: int | None = None
+    """Of torch, on a CPU; None leaves it to torch."""
     reused: tuple[tuple[bool, ...], ...] = ()
     """For each transformer, whether each of its steps takes over the residual of the step before;
     empty where all are computed."""
@@ -212,6 +214,7 @@ def make(
         reasons.append(why)
         notices += minded
     here = installed[model.id]
+    tuned = hardware.tuned.get(model.id, Tuned())
 
     settled = settle(request, model, tiny=here.tiny)
     reasons += settled.reasons
@@ -259,8 +262,12 @@ def make(
         notices=tuple(notices),
         loras=tuple(PlannedLora.of(lora) for lora in request.loras),
         acceleration=request.acceleration,
-        attention=kernels.candidates(hardware),
+        attention=kernels.candidates(hardware, tuned.kernel),
+        threads=tuned.threads if hardware.device == "cpu" else None,
     )
+    won = f"{plan.threads} threads" if plan.threads else kernels.SAID.get(tuned.kernel or "")
+    if won is not None and (plan.threads or plan.attention[0] == tuned.kernel):
+        plan = replace(plan, reasons=(*plan.reasons, f"tuned: {won}, the fastest measured here"))
     if request.acceleration == "cached":
         reused, why = accelerate.reusing(
             model, plan.solver, plan.flow_shift, plan.num_inference_steps, plan.steps_taken

@@ -95,7 +95,7 @@ class Settings:
     queue_limit: int = 100
     """Jobs that may wait at the HTTP API."""
     state_dir: Path = Path("state")
-    """The HTTP API's ledger of jobs."""
+    """The HTTP API's ledger of jobs, and what was measured on this machine (tuning)."""
     allow_private_urls: bool = False
     on_platform: bool = False
     """True inside RunPod's serverless loop, where nobody can read a local folder."""
