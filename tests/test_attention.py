@@ -20,6 +20,7 @@ from tests.test_plan import make as plan_of
 from wan_worker import attention, hardware, kernels, pipelines
 from wan_worker import job as jobs
 from wan_worker.attention import Gate
+from wan_worker.exact import Exact
 
 Serve = Callable[..., Answer]
 Kernel = Callable[..., torch.Tensor]
@@ -30,7 +31,7 @@ REGISTRY = attention_dispatch._AttentionBackendRegistry
 @pytest.fixture
 def tried(worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[jobs.Worker]:
     """A worker whose plans try cuDNN's kernel first, and which has tried nothing yet."""
-    monkeypatch.setattr(kernels, "candidates", lambda _: ("_native_cudnn", kernels.NATIVE))
+    monkeypatch.setattr(kernels, "candidates", lambda *_: ("_native_cudnn", kernels.NATIVE))
     monkeypatch.setattr(worker.pool, "attention", Gate())
     yield worker
     for name, part in worker.pool._components.items():
@@ -102,7 +103,7 @@ def test_candidates_fit_the_gpu_and_what_is_installed(
 
 def test_a_cpu_has_torchs_own_and_nothing_to_say() -> None:
     planned = plan_of(hardware=CPU)
-    assert planned.attention == ("native",)
+    assert planned.exact.attention == ("native",)
     assert not any(reason.startswith("attention:") for reason in planned.reasons)
 
 
@@ -129,7 +130,7 @@ def test_a_kernel_that_is_not_there_is_left_for_the_next(
 ) -> None:
     # cuDNN's on a CPU: torch finds "no viable backend". FlashAttention 3 is not installed.
     candidates = ("_flash_3", "_native_cudnn", kernels.NATIVE)
-    monkeypatch.setattr(kernels, "candidates", lambda _: candidates)
+    monkeypatch.setattr(kernels, "candidates", lambda *_: candidates)
     answer = serve()
     assert said(answer) == (
         "attention: torch's choice of kernel; FlashAttention 3 failed (RuntimeError); "
@@ -173,7 +174,7 @@ def test_a_kernel_that_is_right_is_used_by_every_expert_and_by_nothing_else(
 ) -> None:
     kernel(written_out)
     planned = make_plan(every_worker, model="wan2.2-t2v-a14b")
-    planned = replace(planned, attention=("_native_cudnn", kernels.NATIVE))
+    planned = replace(planned, exact=Exact(("_native_cudnn", kernels.NATIVE)))
     pipeline = build(every_worker, planned)
     used = Gate().use(pipeline, planned)
     assert used.reasons[-1] == "attention: cuDNN's kernel, right on this GPU within its rounding"
@@ -237,7 +238,7 @@ def test_out_of_memory_is_no_verdict(
 
     kernel(full)
     planned = make_plan(every_worker)
-    planned = replace(planned, attention=("_native_cudnn", kernels.NATIVE))
+    planned = replace(planned, exact=Exact(("_native_cudnn", kernels.NATIVE)))
     gate = Gate()
     with pytest.raises(torch.OutOfMemoryError):
         gate.use(build(every_worker, planned), planned)

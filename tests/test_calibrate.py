@@ -108,7 +108,7 @@ def test_a_machine_is_measured_and_later_jobs_take_and_say_what_won(
     plain = serve(tuned_worker)
     tuned_worker.tuning.add(replace(found, tuned=Tuned(threads=1)))
     reasons = serve(tuned_worker)["metadata"]["plan"]["reasons"]
-    assert "tuned: 1 threads, the fastest measured here" in reasons
+    assert "threads: 1, the fastest when this machine was measured" in reasons
     tuned_worker.tuning.undo()
     after = serve(tuned_worker)
     assert after["metadata"]["plan"] == plain["metadata"]["plan"]

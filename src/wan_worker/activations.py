@@ -78,6 +78,8 @@ class Job:
     """Of the transformer's blocks, kept from one step to the next."""
     guided: bool = True
     """Both branches of guidance are computed."""
+    together: bool = False
+    """In one forward."""
 
 
 def prompt_bytes() -> int:
@@ -86,7 +88,7 @@ def prompt_bytes() -> int:
 
 
 def denoise_bytes(model: Model, job: Job) -> int:
-    """One forward of the transformer in bf16; guidance runs its two one after the other.
+    """One forward of the transformer in bf16; guidance runs its two in turn, or as one batch.
 
     At the peak a block holds, per token and channel, either the modulated residual (three fp32
     tensors and five in bf16: 22 bytes) or the feed-forward's two bf16 tensors beside four of the
@@ -107,7 +109,8 @@ def denoise_bytes(model: Model, job: Job) -> int:
     kept = 12 * 4 * channels * latents
     if remembers(model, job):
         kept += remembered_bytes(model, job)
-    return job.batch * (latents // 4 * per_token + kept) + _SMALL_TENSORS
+    rows = 2 if job.together else 1
+    return job.batch * (latents // 4 * per_token * rows + kept) + _SMALL_TENSORS
 
 
 def remembers(model: Model, job: Job) -> bool:

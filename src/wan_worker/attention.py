@@ -40,13 +40,13 @@ class Gate:
         Returns:
             The plan, whose reason for it says what was found.
         """
-        if plan.attention == (NATIVE,):
+        if plan.exact.attention == (NATIVE,):
             return plan
         expert = pipeline.transformer
         count = tokens(plan.segments[0] if plan.segments else plan)
         case = (expert.config.attention_head_dim, expert.dtype, count, plan.device)
         left = []
-        for name in plan.attention:
+        for name in plan.exact.attention:
             problem = "" if name == NATIVE else self._problem(name, *case)
             if not problem:
                 break

@@ -142,7 +142,7 @@ def _use_threads(planned: Plan) -> None:
     """Set torch's threads for this job: what one job is tuned to is not the next one's."""
     import torch
 
-    torch.set_num_threads(planned.threads or _usual_threads())
+    torch.set_num_threads(planned.exact.threads or _usual_threads())
 
 
 @cache

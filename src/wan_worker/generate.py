@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import ahead, conditions, crossing, previews, remember, residuals
+from wan_worker import ahead, conditions, crossing, guidance, previews, remember, residuals
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.embeddings import Embeddings, Key
@@ -128,6 +128,7 @@ def denoise(
             ahead.timesteps(pipeline),
             remember.prompt_work(pipeline, plan),
             residuals.reused(pipeline, plan),
+            guidance.together(pipeline, plan, negative_prompt_embeds),
         ):
             latents: torch.Tensor = pipeline(
                 prompt_embeds=prompt_embeds,

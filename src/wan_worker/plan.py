@@ -10,6 +10,7 @@ Rules, in order:
 6. ``acceleration``: which steps of the schedule are not computed (reuse).
 7. The layout of the weights: the best that fits the GPU (memory).
 8. Several outputs: denoised together while that is less than one long clip, else in turn.
+9. How the same function is computed faster (exact).
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
 Not covered: how long a job will take.
@@ -21,15 +22,16 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker import accelerate, activations, formats, kernels, memory, turbo
+from wan_worker import accelerate, activations, exact, formats, memory, turbo
 from wan_worker.activations import Job
 from wan_worker.adapters import PlannedLora
 from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.choose import choose, install_hint
 from wan_worker.components import UPSCALER
 from wan_worker.errors import InvalidRequest, ModelUnavailable
+from wan_worker.exact import STOCK, Exact
 from wan_worker.formats import Mode
-from wan_worker.hardware import Hardware, Tuned
+from wan_worker.hardware import Hardware
 from wan_worker.memory import Layout
 from wan_worker.outputs import Output
 from wan_worker.request import Acceleration, Notice, Request
@@ -82,10 +84,8 @@ class Plan:
     """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
     loras: tuple[PlannedLora, ...] = ()
     acceleration: Acceleration = "exact"
-    attention: tuple[str, ...] = (kernels.NATIVE,)
-    """Attention kernels by diffusers' names, best first: the first that is right is used."""
-    threads: int | None = None
-    """Of torch, on a CPU; None leaves it to torch."""
+    exact: Exact = STOCK
+    """What is computed otherwise than stock, to the same end."""
     reused: tuple[tuple[bool, ...], ...] = ()
     """For each transformer, whether each of its steps takes over the residual of the step before;
     empty where all are computed."""
@@ -214,7 +214,6 @@ def make(
         reasons.append(why)
         notices += minded
     here = installed[model.id]
-    tuned = hardware.tuned.get(model.id, Tuned())
 
     settled = settle(request, model, tiny=here.tiny)
     reasons += settled.reasons
@@ -262,12 +261,7 @@ def make(
         notices=tuple(notices),
         loras=tuple(PlannedLora.of(lora) for lora in request.loras),
         acceleration=request.acceleration,
-        attention=kernels.candidates(hardware, tuned.kernel),
-        threads=tuned.threads if hardware.device == "cpu" else None,
     )
-    won = f"{plan.threads} threads" if plan.threads else kernels.SAID.get(tuned.kernel or "")
-    if won is not None and (plan.threads or plan.attention[0] == tuned.kernel):
-        plan = replace(plan, reasons=(*plan.reasons, f"tuned: {won}, the fastest measured here"))
     if request.acceleration == "cached":
         reused, why = accelerate.reusing(
             model, plan.solver, plan.flow_shift, plan.num_inference_steps, plan.steps_taken
@@ -290,15 +284,12 @@ def make(
         reasons=(*plan.reasons, *memory.explain(layout, model, here, hardware)),
         notices=(*plan.notices, *memory.notices(layout)),
     )
-    chosen = kernels.reason(plan.attention)
-    if chosen is not None:
-        plan = replace(plan, reasons=(*plan.reasons, chosen))
-    if plan.remembers_prompt:
-        why = "prompt: what depends on it alone is computed once, not at each step"
-        plan = replace(plan, reasons=(*plan.reasons, why))
     if len(plan.outputs) > 1:
         together, why = batch_size(plan, area, here, hardware)
         plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
+    job = job_of(plan, area, plan.batch_size)
+    found, said = exact.choose(model, here, job, layout, hardware)
+    plan = replace(plan, exact=found, reasons=(*plan.reasons, *said))
     return _explain_grid(plan) if plan.size is not None else plan
 
 
@@ -346,6 +337,7 @@ def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
         adapters=len(plan.loras) + bool(plan.turbo),
         residuals=(1 + (plan.guidance_scale > 1)) if plan.reused_steps else 0,
         guided=plan.guidance_scale > 1,
+        together=plan.exact.guided_together,
     )
 
 

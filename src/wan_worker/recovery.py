@@ -34,9 +34,13 @@ def lower(
         plan,
         layout=layout,
         batch_size=1,
+        exact=replace(plan.exact, guided_together=False),
         # Another model's segments keep the layout that was found for that model.
         segments=tuple(
-            replace(s, layout=layout) if s.model == plan.model else s for s in plan.segments
+            replace(s, layout=layout, exact=replace(s.exact, guided_together=False))
+            if s.model == plan.model
+            else s
+            for s in plan.segments
         ),
         reasons=(*plan.reasons, reason),
         notices=(*plan.notices, *(n for n in memory.notices(layout) if n not in plan.notices)),

@@ -79,22 +79,22 @@ def _remember(expert: Any, stack: ExitStack) -> None:
         return run
 
     embedder = expert.condition_embedder
-    _wrap(embedder.text_embedder, begin, stack)
+    wrap(embedder.text_embedder, begin, stack)
     if embedder.image_embedder is not None:
-        _wrap(embedder.image_embedder, once, stack)
+        wrap(embedder.image_embedder, once, stack)
     for module in expert.modules():
         if isinstance(module, WanAttention) and module.is_cross_attention:
-            _wrap(module.to_k, first, stack)
-            _wrap(module.norm_k, once, stack)
-            _wrap(module.to_v, once, stack)
+            wrap(module.to_k, first, stack)
+            wrap(module.norm_k, once, stack)
+            wrap(module.to_v, once, stack)
             if module.add_k_proj is not None:
-                _wrap(module.add_k_proj, first, stack)
-                _wrap(module.norm_added_k, once, stack)
-                _wrap(module.add_v_proj, once, stack)
+                wrap(module.add_k_proj, first, stack)
+                wrap(module.norm_added_k, once, stack)
+                wrap(module.add_v_proj, once, stack)
 
 
-def _wrap(module: Any, around: Callable[["Forward"], "Forward"], stack: ExitStack) -> None:
-    """Put a function around a module's forward, the library's hooks on it included."""
+def wrap(module: Any, around: Callable[[Any], Any], stack: ExitStack) -> None:
+    """Put a function around a module's forward, the library's hooks included, till it closes."""
     own = vars(module).get("forward")
     module.forward = around(module.forward)
 

@@ -197,6 +197,7 @@ def _prompt(planned: Plan, installed: Mapping[str, Installed], here: Here) -> Vi
 def _denoise(planned: Plan, rows: int) -> Visit:
     """Of so many outputs at a time."""
     model, how = planned.model, _how(planned)
+    how += " together" if planned.exact.guided_together else ""
     job = job_of(planned)
     count = latent_frames(job) * (job.pixels // model.grid**2)
     shape = TOY if planned.tiny else SHAPES[model.id]

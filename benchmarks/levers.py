@@ -1,0 +1,132 @@
+"""Ways to compute the same function, against diffusers' way: on a CPU, at full width.
+
+    python benchmarks/levers.py [--json benchmarks/levers.json]
+
+Two blocks of the 1.3B in fp32 with random weights, one thread, the tokens of an 832x480 image and
+of one a quarter as large. Ways alternate; a figure is the ratio of medians. A CPU says whether a
+way computes less; what it saves on a GPU, where launching kernels and filling the card decide, is
+for gpu.py to show.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from benchmarks import rounds  # noqa: E402
+
+BLOCKS = 2
+HEADS, FFN = 12, 8960
+SIZES = {"832x480": (60, 104), "416x240": (30, 52)}
+"""Latents, height and width, by the image's size."""
+
+
+def block_stack(heads: int = HEADS, ffn: int = FFN) -> Any:
+    """A transformer of the 1.3B's width with few blocks."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    made = WanTransformer3DModel(
+        num_attention_heads=heads, attention_head_dim=128, ffn_dim=ffn, num_layers=BLOCKS
+    )
+    return made.eval().requires_grad_(False)
+
+
+def measure(model: Any, latents: tuple[int, int], count: int) -> dict[str, Any]:
+    """Both branches of guidance: in two calls, in one, and in two with fused projections."""
+    import torch
+
+    fused = copy.deepcopy(model)
+    fused.fuse_qkv_projections()
+    sample = torch.randn(1, 16, 1, *latents)
+    texts = torch.randn(2, 512, model.config.text_dim)
+    time_ = torch.full((1,), 500.0)
+
+    def forward(module: Any, rows: int, text: Any) -> Any:
+        return module(
+            sample.expand(rows, -1, -1, -1, -1),
+            timestep=time_.expand(rows),
+            encoder_hidden_states=text,
+            return_dict=False,
+        )[0]
+
+    def in_turn(module: Any) -> Any:
+        return torch.cat([forward(module, 1, text[None]) for text in texts])
+
+    made: dict[str, Any] = {}
+
+    def clocked(name: str, run: Callable[[], Any]) -> Callable[[], rounds.Seconds]:
+        def once() -> rounds.Seconds:
+            started = time.perf_counter()
+            with torch.no_grad():
+                made[name] = run()
+            return {"seconds": time.perf_counter() - started}
+
+        return once
+
+    ways = {
+        "stock": clocked("stock", lambda: in_turn(model)),
+        "together": clocked("together", lambda: forward(model, 2, texts)),
+        "fused": clocked("fused", lambda: in_turn(fused)),
+    }
+    found = {way: rounds.medians(all_)["seconds"] for way, all_ in
+             rounds.alternate(ways, count).items()}  # fmt: skip
+    scale = made["stock"].abs().max()
+    return {
+        "tokens": latents[0] * latents[1] // 4,
+        "seconds": found,
+        "to_stock": {way: round(found[way] / found["stock"], 3) for way in ("together", "fused")},
+        "largest_difference": {
+            way: float(f"{float((made[way] - made['stock']).abs().max() / scale):.1e}")
+            for way in ("together", "fused")
+        },
+        "equal_to_the_bit": {
+            way: torch.equal(made[way], made["stock"]) for way in ("together", "fused")
+        },
+    }
+
+
+def extra_weights(model: Any) -> float:
+    """What fused projections add to the weights, as a share: diffusers keeps the originals."""
+    fused = copy.deepcopy(model)
+    fused.fuse_qkv_projections()
+
+    def bytes_of(module: Any) -> int:
+        return sum(weight.nbytes for weight in module.blocks.parameters())
+
+    return bytes_of(fused) / bytes_of(model) - 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--toy", action="store_true", help="toy width, in seconds")
+    options = parser.parse_args(arguments)
+    if options.toy and options.json is None:
+        parser.error("--toy needs --json: toy figures do not belong beside measured ones")
+    import torch
+
+    torch.set_num_threads(1)
+    model = block_stack(2, 512) if options.toy else block_stack()
+    report = {
+        "what": f"{BLOCKS} blocks of the 1.3B's width, fp32, one thread, both branches of guidance",
+        "toy": options.toy,
+        "rounds": options.rounds,
+        "extra_weights_when_fused": round(extra_weights(model), 3),
+        "images": {size: measure(model, found, options.rounds) for size, found in SIZES.items()},
+    }
+    path = options.json or Path(__file__).with_suffix(".json")
+    rounds.write(path, rounds.about() | report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
