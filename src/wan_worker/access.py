@@ -26,6 +26,9 @@ OPEN: Final = frozenset(
 )
 """What needs no key: is it up, what is it, and the page, which asks for the key."""
 
+PAGE_PARTS: Final = "/page/"
+"""Below it, what the page is made of."""
+
 ADMIN: Final = (
     ("POST", "/api/v1/models/download"),
     ("DELETE", "/api/v1/models/download/"),
@@ -88,7 +91,7 @@ class Access:
             Refusal: 401, or 403 where it is the wrong one of two.
         """
         key, path = self._settings.api_key, scope["path"]
-        if key is None or path in OPEN:
+        if key is None or path in OPEN or path.startswith(PAGE_PARTS):
             return
         given = _given_keys(headers)
         admin = self._settings.api_admin_key

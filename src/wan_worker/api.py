@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from wan_worker import api_generation, api_models, api_system, contract, logs
+from wan_worker import api_generation, api_models, api_system, contract, live, logs, page
 from wan_worker.access import Access
 from wan_worker.api_parts import AnsweredError, Parts
 from wan_worker.dispatch import Dispatcher
@@ -62,7 +62,7 @@ def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastA
             parts.ledger.close()
 
     app = FastAPI(title="Wan worker", version="1", lifespan=lifespan)
-    for family in (api_generation, api_models, api_system):
+    for family in (api_generation, live, api_models, api_system, page):
         app.include_router(family.router(parts))
     _say_no(app)
     app.add_middleware(Access, settings=parts.settings)

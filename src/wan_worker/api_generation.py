@@ -53,26 +53,26 @@ def router(parts: Parts) -> APIRouter:
         """The jobs, newest first."""
         found = parts.ledger.history(limit, status, before)
         following = found[-1].place if len(found) == limit else None
-        return JSONResponse({"jobs": [_job(entry, parts) for entry in found], "before": following})
+        return JSONResponse({"jobs": [shown(entry, parts) for entry in found], "before": following})
 
     @routes.get("/{task_id}")
     async def look(task_id: str) -> JSONResponse:
         """How a job is."""
-        return JSONResponse(_job(_entry(task_id, parts), parts))
+        return JSONResponse(shown(entry_of(task_id, parts), parts))
 
     @routes.post("/{task_id}/cancel")
     @routes.delete("/{task_id}")
     async def cancel(task_id: str) -> JSONResponse:
         """End a job: at once where it waits, within one step where it runs."""
-        entry = _entry(task_id, parts)
+        entry = entry_of(task_id, parts)
         if not parts.dispatcher.cancel(entry):
             raise Refusal(409, "CONFLICT", f"The job has ended: it is {entry.status}")
-        return JSONResponse(_job(_entry(task_id, parts), parts), 202)
+        return JSONResponse(shown(entry_of(task_id, parts), parts), 202)
 
     @routes.get("/{task_id}/assets/{index}")
     async def asset(task_id: str, index: int) -> Response:
         """One file of a job that completed; takes range requests."""
-        entry = _entry(task_id, parts)
+        entry = entry_of(task_id, parts)
         assets = (entry.answer or {}).get("assets", [])
         if not 0 <= index < len(assets):
             raise not_found("The job has no such file")
@@ -116,8 +116,8 @@ async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
             retry_after=10,
         ) from None
     parts.dispatcher.submitted()
-    entry = _entry(task_id, parts)
-    body = {name: value for name, value in _job(entry, parts).items() if name in _SUBMITTED}
+    entry = entry_of(task_id, parts)
+    body = {name: value for name, value in shown(entry, parts).items() if name in _SUBMITTED}
     return JSONResponse(body, 202, {"Location": f"{BASE}/{task_id}"})
 
 
@@ -136,14 +136,14 @@ async def _optimized(given: dict[str, Any], wanted: bool, parts: Parts) -> dict[
     return {"acceleration": "cached"} if accelerates(MODELS[plan["model"]], "cached") else {}
 
 
-def _entry(task_id: str, parts: Parts) -> Entry:
+def entry_of(task_id: str, parts: Parts) -> Entry:
     entry = parts.ledger.find(task_id)
     if entry is None:
         raise not_found("No such job")
     return entry
 
 
-def _job(entry: Entry, parts: Parts) -> dict[str, Any]:
+def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
     progress = parts.watchers.latest(entry.id, "progress")
     left_out = ("type", "task_id", "status", "position")
     return {

@@ -282,23 +282,17 @@ class Dispatcher:
         if self._engine is not None and job_id in self._engine.jobs:
             self._engine.tell("watch", id=job_id, on=watched)
 
-    def _tell_positions(self) -> None:
+    def tell_position(self, entry: Entry) -> None:
         """Tell those who watch a waiting job how many are before it."""
+        about = {"task_id": entry.id, "status": "queued", "position": self._ledger.ahead(entry)}
+        message = {"type": "progress", "stage": "queue", "number": 0} | about
+        self._watchers.publish(entry.id, message)
+
+    def _tell_positions(self) -> None:
         for job_id in self._watchers.watched:
             entry = self._ledger.find(job_id)
             if entry is not None and entry.status == "queued":
-                position = self._ledger.ahead(entry)
-                self._watchers.publish(
-                    job_id,
-                    {
-                        "type": "progress",
-                        "task_id": job_id,
-                        "status": "queued",
-                        "position": position,
-                        "stage": "queue",
-                        "number": 0,
-                    },
-                )
+                self.tell_position(entry)
 
     def _see_to_it(self, engine: _Engine, job_id: str, seconds: float) -> None:
         """Kill the engine if the job is still there by then."""

@@ -6,7 +6,7 @@ Not covered: where the messages come from (dispatch), and how they get to a brow
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
 Message = dict[str, Any]
@@ -41,7 +41,7 @@ class Watchers:
         """The jobs that somebody watches."""
         return tuple(self._watching)
 
-    async def follow(self, job_id: str) -> AsyncIterator[Message]:
+    async def follow(self, job_id: str) -> AsyncGenerator[Message, None]:
         """What is known of the job now, and then what is new, until it has ended.
 
         For a job that has not ended: of one that has, there is nothing more to hear.

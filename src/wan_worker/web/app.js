@@ -1,0 +1,110 @@
+// The page: which view is open, and what the views tell each other.
+
+import { byId, el, say } from "./dom.js";
+import { Form } from "./form.js";
+import { History } from "./history.js";
+import { Models } from "./models.js";
+import { Performance } from "./performance.js";
+import { Screen } from "./screen.js";
+import { get, Refused, send } from "./server.js";
+
+const VIEWS = ["create", "history", "models", "performance"];
+const HEALTH_MS = 5000;
+
+const history = new History({ reuse });
+const models = new Models();
+const performance = new Performance();
+const screen = new Screen({ reuse, ended: () => health() });
+const loads = { history: () => history.load(), models: () => models.load(), performance: () => performance.load() };
+let form = null;
+
+function reuse(request) {
+  form.fill(request);
+  location.hash = "#create";
+  byId("f-prompt").focus();
+}
+
+async function submit(request) {
+  const job = await send("POST", "/api/v1/generation/submit", request);
+  location.hash = `#job/${job.task_id}`;
+  if (matchMedia("(max-width: 900px)").matches) byId("screen").scrollIntoView();
+  health();
+}
+
+/** Open the view that the address names: #history, or #job/ID, which is the create view with it. */
+async function route() {
+  const [name, task] = location.hash.slice(1).split("/");
+  const view = VIEWS.includes(name) ? name : "create";
+  const changed = byId(view).hidden;
+  for (const each of VIEWS) {
+    byId(each).hidden = each !== view;
+    document.querySelector(`nav a[href="#${each}"]`).toggleAttribute("aria-current", each === view);
+  }
+  document.querySelector("nav a[aria-current]").setAttribute("aria-current", "page");
+  if (changed) byId(`${view}-title`).focus({ preventScroll: true });
+  if (changed) window.scrollTo(0, 0);
+  try {
+    if (name === "job" && task) await screen.show(task);
+    else await loads[view]?.();
+  } catch (problem) {
+    complain(problem);
+  }
+}
+
+function complain(problem) {
+  if (!(problem instanceof Refused)) throw problem;
+  showAlerts([{ level: "error", message: problem.message }]);
+}
+
+function showAlerts(alerts) {
+  const box = byId("alerts");
+  const texts = alerts.map((alert) => alert.message);
+  if (box.dataset.shown === texts.join("\n")) return;
+  box.dataset.shown = texts.join("\n");
+  box.hidden = !texts.length;
+  box.querySelector("ul").replaceChildren(...alerts.map((alert) => el("li", { className: alert.level ?? "warning", role: "alert" }, alert.message)));
+}
+
+let machine = "";
+async function health() {
+  const box = byId("machine");
+  try {
+    const now = await get("/health");
+    if (now.engine === "ready") machine ||= (await get("/api/v1/models/health")).hardware.name;
+    const { queued = 0, running = 0 } = now.queue ?? {};
+    const waiting = queued ? `, ${queued} waiting` : "";
+    const doing = now.engine !== "ready" ? "starting" : running ? `working${waiting}` : `ready${waiting}`;
+    box.className = `machine ${now.engine !== "ready" ? "" : running ? "busy" : "ready"}`;
+    say(byId("machine-text"), [machine, doing].filter(Boolean).join(" · "));
+    showAlerts((await get("/api/v1/dashboard/alerts")).alerts);
+  } catch (problem) {
+    if (!(problem instanceof Refused)) throw problem;
+    if (problem.status !== 0) return;
+    box.className = "machine lost";
+    say(byId("machine-text"), "The server can't be reached");
+  }
+}
+
+async function start() {
+  const { request } = await get("/api/v1/schema");
+  form = new Form(request, submit);
+  window.addEventListener("hashchange", route);
+  await Promise.all([route(), health(), installed()]);
+  setInterval(() => { if (!document.hidden) health(); }, HEALTH_MS);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) health(); });
+}
+
+/** Which models there are; the engine may still be starting. */
+async function installed() {
+  for (let pause = 500; ; pause = Math.min(pause * 2, 8000)) {
+    try {
+      form.setModels((await get("/api/v1/models/status")).models);
+      return;
+    } catch (problem) {
+      if (!(problem instanceof Refused) || !problem.retryable) return;
+      await new Promise((done) => setTimeout(done, pause));
+    }
+  }
+}
+
+start().catch(complain);

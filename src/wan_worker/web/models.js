@@ -1,0 +1,86 @@
+// The models: what is here, how large it is, and getting the rest.
+
+import { byId, el, say, size } from "./dom.js";
+import { get, Refused, send } from "./server.js";
+
+const CHIPS = { installed: "good", damaged: "bad", missing: "" };
+const POLL = 1000;
+
+export class Models {
+  constructor() {
+    this.said = new Map();
+    this.timer = null;
+  }
+
+  /** Read it all anew; again soon while something is on its way, if the view is open. */
+  async load() {
+    clearTimeout(this.timer);
+    const [{ models }, progress] = await Promise.all([get("/api/v1/models/status"), downloads()]);
+    this.draw(models, progress);
+    if (progress.some(isMoving)) this.timer = setTimeout(() => { if (!byId("models").hidden) this.load(); }, POLL);
+  }
+
+  draw(models, progress) {
+    const held = document.activeElement?.dataset?.action;
+    const moving = new Map(progress.map((one) => [one.model, one]));
+    byId("models-list").replaceChildren(...models.map((model) => this.item(model, moving.get(model.id))));
+    if (held) document.querySelector(`[data-action="${CSS.escape(held)}"]`)?.focus();
+  }
+
+  item(model, download) {
+    const here = model.status === "installed";
+    const button = (verb, act, extra = {}) => el("button", { type: "button", className: "quiet", "data-action": `${verb} ${model.id}`, onclick: () => this.act(model.id, act), ...extra },
+      verb, el("span", { className: "visually-hidden" }, ` ${model.id}`));
+    const buttons = isMoving(download)
+      ? [button("Cancel", () => send("DELETE", `/api/v1/models/download/${model.id}`))]
+      : [here && button("Verify", () => this.verify(model.id)),
+        !here && button(resumable(download) ? "Resume download" : "Download", () => send("POST", "/api/v1/models/download", { model: model.id }))];
+    const bytes = !here ? `${model.stored_gb} GB to download` : model.memory_gb >= 0.1 ? `${model.memory_gb} GB` : null;
+    const facts = [model.wan_task, bytes, !here && model.missing?.length ? `missing: ${model.missing.join(", ")}` : null].filter(Boolean);
+    const said = this.said.get(model.id) ?? download?.error?.message ?? "";
+    return el("li", { className: "card" },
+      el("h2", {}, model.id, " ", el("span", { className: `chip ${CHIPS[model.status] ?? ""}` }, model.status),
+        model.weights === "tiny" && el("span", { className: "chip wait" }, "tiny (toy)"),
+        model.loaded && el("span", { className: "chip good" }, "in memory")),
+      el("div", { className: "buttons" }, ...buttons.filter(Boolean)),
+      el("p", { className: "hint said" }, facts.join(" · ")),
+      isMoving(download) && el("progress", { "aria-label": `Download of ${model.id}`, max: 1, value: share(download) }),
+      isMoving(download) && el("p", { className: "hint said" }, `${size(download.bytes_done)} of ${size(download.bytes_total)}`),
+      said && el("p", { className: "said" }, said));
+  }
+
+  async act(id, action) {
+    this.note(id, "");
+    try {
+      await action();
+    } catch (problem) {
+      if (!(problem instanceof Refused)) throw problem;
+      this.note(id, problem.message);
+    }
+    await this.load();
+  }
+
+  async verify(id) {
+    say(byId("models-said"), `Verifying ${id}`);
+    const found = await send("POST", `/api/v1/models/verify/${id}`);
+    this.note(id, found.ok ? "Every file is whole." : `Damaged: ${(found.problems ?? []).join("; ")}`);
+  }
+
+  note(id, text) {
+    this.said.set(id, text);
+    if (text) say(byId("models-said"), `${id}: ${text}`);
+  }
+}
+
+async function downloads() {
+  try {
+    return (await get("/api/v1/models/download/progress")).downloads ?? [];
+  } catch (problem) {
+    if (problem instanceof Refused && problem.status === 404) return [];
+    throw problem;
+  }
+}
+
+const isMoving = (download) => ["queued", "running", "downloading", "verifying"].includes(download?.status);
+const resumable = (download) => download && !isMoving(download) && download.bytes_done > 0;
+const share = (download) => (download.bytes_total ? download.bytes_done / download.bytes_total : 0);
