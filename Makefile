@@ -5,7 +5,7 @@ PORT ?= 8000
 # Through the environment, not the command line: a prompt may hold quotes.
 export PROMPT ?= a red circle moving right on a white background
 
-.PHONY: help demo test serve api check bench eval soak doctor docs promises fuzz image-test clean
+.PHONY: help demo test serve api check bench eval soak doctor docs promises fuzz image-test pictures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make promises  run the tests behind docs/promises.md and write it anew"
 	@echo "make fuzz    20,000 requests and 5,000 images that nobody would think of"
 	@echo "make docs    write the README's generated tables anew"
+	@echo "make pictures  the page's pictures in docs/, taken anew (needs chromium)"
 	@echo "make clean   remove .venv and outputs (weights stay)"
 
 demo: $(BIN)/.ready models/.tiny
@@ -65,6 +66,9 @@ docs: $(BIN)/.ready
 
 promises: $(BIN)/.ready
 	$(BIN)/python -m tests.promises_page --run
+
+pictures: $(BIN)/.ready
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python -m tests.integration.page_pictures
 
 fuzz: $(BIN)/.ready
 	PYTHONPATH=src $(BIN)/python -W ignore -m tests.fuzz --requests 20000 --images 5000 \

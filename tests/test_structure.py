@@ -94,7 +94,17 @@ ORDER = [
         "doctor",
     ),
     *("ledger", "watchers", "engine", "dispatch"),
-    *("refusals", "access", "api_parts", "api_generation", "live", "api_models", "api_system", "page", "api"),
+    *(
+        "refusals",
+        "access",
+        "api_parts",
+        "api_generation",
+        "live",
+        "api_models",
+        "api_system",
+        "page",
+        "api",
+    ),
 ]
 SOURCES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

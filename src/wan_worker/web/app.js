@@ -14,18 +14,28 @@ const HEALTH_MS = 5000;
 const history = new History({ reuse });
 const models = new Models();
 const performance = new Performance();
-const screen = new Screen({ reuse, ended: () => health() });
+const screen = new Screen({ reuse, ended });
 const loads = { history: () => history.load(), models: () => models.load(), performance: () => performance.load() };
 let form = null;
 
-function reuse(request) {
+async function reuse(request) {
   form.fill(request);
   location.hash = "#create";
+  await route(); // now, not when the browser says so: what is hidden can't have the focus
   byId("f-prompt").focus();
+}
+
+let submitted = null;
+
+/** What is wrong with a request may come out only when it is planned: it belongs at its field too. */
+function ended(job) {
+  if (job.task_id === submitted && job.error?.field) form.showError(new Refused(422, job.error));
+  health();
 }
 
 async function submit(request) {
   const job = await send("POST", "/api/v1/generation/submit", request);
+  submitted = job.task_id;
   location.hash = `#job/${job.task_id}`;
   if (matchMedia("(max-width: 900px)").matches) byId("screen").scrollIntoView();
   health();

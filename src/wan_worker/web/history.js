@@ -57,7 +57,7 @@ export class History {
       this.thumb(job.result?.assets[0]),
       el("div", { className: "about" },
         el("div", {}, chip(job.status)),
-        el("h3", {}, prompt),
+        el("h2", {}, prompt),
         el("p", { className: "hint" }, job.error && job.status === "failed" ? `${job.error.code}: ${job.error.message}` : facts.join(" · ")),
         el("div", { className: "buttons" },
           el("a", { className: "button quiet", href: `#job/${job.task_id}` }, "Open", el("span", { className: "visually-hidden" }, `: ${prompt}`)),

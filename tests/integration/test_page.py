@@ -1,0 +1,405 @@
+"""The page in a real Chromium, on the real server with the tiny weights."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Page, Request, expect
+
+from tests.conftest import QUICK
+from tests.integration import browser as browsers
+from tests.integration.http_api import HttpApi
+
+PROMPT = "a red circle moving right on a white background"
+SHORT = {"prompt": PROMPT, "size": "64x48", "num_inference_steps": "2", "duration": "0.3"}
+"""A job of tenths of a second, by the names of the form's fields."""
+WATCHED = SHORT | {"size": "128x96", "num_inference_steps": "30", "duration": "2", "seed": "1"}
+"""A job of seconds."""
+LONG = QUICK | {"num_inference_steps": 100, "num_frames": 81, "size": "128x96"}
+JOB_MS = 90_000
+VIEWS = ("create", "history", "models", "performance")
+
+RECORD_PROGRESS = """
+    window.seen = [];
+    const bar = document.getElementById("bar");
+    const note = () => window.seen.push([Number(bar.ariaValueNow), bar.ariaValueText]);
+    new MutationObserver(note).observe(bar, { attributeFilter: ["aria-valuetext"] });
+"""
+
+# A video's controls are the browser's own, which draws its focus inside of them.
+SEES_THE_FOCUS = """() => {
+    const at = document.activeElement;
+    const label = at.closest("[data-field]")?.querySelector("label");
+    const drawn = [at, at.nextElementSibling, label].filter(Boolean);
+    return at.controls || drawn.some((one) => getComputedStyle(one).outlineStyle !== "none");
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browsers.launched(browsers.find()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def api(
+    chromium: Browser, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HttpApi]:
+    with HttpApi(tmp_path_factory.mktemp("page"), models_dir) as server:
+        server.wait_ready()
+        yield server
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(chromium: Browser, api: HttpApi) -> Iterator[Open]:
+    """Open the page; what it may never do is looked for at the end.
+
+    That is: an error on the console, or a request to any other host. ``expected`` are failed
+    requests that belong to a test, by status.
+    """
+    complaints: list[str] = []
+    hosts: set[str] = set()
+    ours: set[str] = set()
+    contexts = []
+
+    def opened(
+        server: HttpApi = api,
+        expected: tuple[int, ...] = (),
+        path: str = "/",
+        ready: str = "#f-seed",
+        **kind: Any,
+    ) -> Page:
+        context = chromium.new_context(**({"viewport": {"width": 1280, "height": 900}} | kind))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+
+        def heard(message: Any) -> None:
+            status = re.search(r"status of (\d+)", message.text)
+            if message.type in ("error", "warning") and not (
+                status and int(status[1]) in (404, *expected)
+            ):
+                complaints.append(f"{message.text} ({message.location.get('url')})")
+
+        def asked(request: Request) -> None:
+            address = urlsplit(request.url)
+            if address.scheme not in ("data", "blob"):
+                hosts.add(address.netloc)
+
+        page.on("console", heard)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", asked)
+        page.on("websocket", lambda socket: hosts.add(urlsplit(socket.url).netloc))
+        ours.add(f"127.0.0.1:{server.port}")
+        page.goto(f"http://127.0.0.1:{server.port}{path}")
+        page.wait_for_selector(ready, state="attached")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert hosts == ours
+
+
+def fill(page: Page, **fields: str) -> None:
+    for name, value in fields.items():
+        page.fill(f"#f-{name}", value)
+
+
+def until(page: Page, script: str, arg: Any = None) -> None:
+    """Wait until it is true; Playwright's own would need eval, which the page's policy forbids."""
+    for _ in range(400):
+        if page.evaluate(script, arg):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(script)
+
+
+def submit(page: Page, **fields: str) -> str:
+    """Fill in the form and send it; the job's id."""
+    fill(page, **fields)
+    page.click("#submit")
+    page.wait_for_url("**/#job/*")
+    return page.url.rpartition("/")[2]
+
+
+def test_a_job_is_submitted_watched_and_its_video_plays(open_page: Open, api: HttpApi) -> None:
+    page = open_page()
+    page.evaluate(RECORD_PROGRESS)
+    task_id = submit(page, **WATCHED)
+
+    page.wait_for_selector("#preview:not([hidden])")
+    assert page.eval_on_selector(
+        "#preview", "image => image.decode().then(() => image.naturalWidth)"
+    )
+    page.wait_for_selector("#results video", timeout=JOB_MS)
+
+    values, texts = zip(*page.evaluate("window.seen"), strict=True)
+    assert len({value for value in values if 0 < value < 100}) >= 2
+    assert list(values) == sorted(values)
+    assert any(re.fullmatch(r"Denoising, step \d+ of 30, .+ left", text) for text in texts)
+
+    assert page.eval_on_selector("#results video", "video => video.videoWidth") == 128
+    until(page, "document.querySelector('#results video').currentTime > 0.3")
+    assert page.is_hidden("#progress")
+
+    with page.expect_download() as download:
+        page.click("text=Download")
+    made = api.look(task_id)["result"]["assets"][0]
+    file = Path(download.value.path()).read_bytes()
+    assert hashlib.sha256(file).hexdigest() == made["sha256"]
+    assert download.value.suggested_filename.endswith(".mp4")
+    expect(page.locator("#results")).to_contain_text("seed 1")
+
+
+def test_history_is_there_after_a_reload_and_gives_its_settings_back(open_page: Open) -> None:
+    page = open_page()
+    page.click("#more > summary")
+    task_id = submit(page, **SHORT, guidance_scale="2.5")
+    page.wait_for_selector("#results video", timeout=JOB_MS)
+    page.reload()
+    page.click("nav >> text=History")
+    card = page.locator(f"[data-task='{task_id}']")
+    expect(card).to_contain_text(PROMPT)
+    expect(card).to_contain_text("Completed")
+    until(page, "id => document.querySelector(`[data-task='${id}'] video`).videoWidth > 0", task_id)
+    card.get_by_role("button", name="Use settings").click()
+    expect(page.locator("#f-prompt")).to_be_focused()
+    values = {name: page.input_value(f"#f-{name}") for name in (*SHORT, "guidance_scale", "seed")}
+    assert values.pop("seed").isdigit()  # the one that was drawn: the same again
+    assert values == SHORT | {"guidance_scale": "2.5"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"size": "wide"}, "size"),
+        ({"num_inference_steps": "1000"}, "num_inference_steps"),
+        ({"duration": "2", "num_frames": "33"}, "duration"),
+        ({"prompt": ""}, "prompt"),
+    ],
+    ids=["size", "steps", "two-lengths", "no-prompt"],
+)
+def test_what_is_wrong_stands_beside_its_field(
+    open_page: Open, fields: dict[str, str], at: str
+) -> None:
+    page = open_page(expected=(422,))
+    page.click("#more > summary")
+    fill(page, **({"prompt": PROMPT} | fields))
+    page.click("#more > summary")
+    page.click("#submit")
+    error, field = page.locator(f"#e-{at}"), page.locator(f"#f-{at}")
+    expect(error).to_be_visible()
+    expect(field).to_be_focused()
+    expect(field).to_have_attribute("aria-invalid", "true")
+    assert f"e-{at}" in (field.get_attribute("aria-describedby") or "").split()
+    field.fill("2")
+    expect(error).to_be_empty()
+    assert "#job" not in page.url
+
+
+def test_what_planning_finds_wrong_stands_beside_its_field_too(open_page: Open) -> None:
+    page = open_page()
+    page.select_option("#f-model", "wan2.1-t2v-1.3b")
+    page.click("#more > summary")
+    submit(page, **SHORT, guidance_scale_2="3")
+    expect(page.locator("#e-guidance_scale_2")).not_to_be_empty(timeout=JOB_MS)
+    expect(page.locator("#failure")).to_contain_text("INVALID_REQUEST")
+
+
+def test_a_picture_becomes_a_video(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    Image.new("RGB", (96, 64), (220, 40, 40)).save(tmp_path / "red.png")
+    page.set_input_files("#f-image_url", tmp_path / "red.png")
+    expect(page.locator("#h-image_url")).to_contain_text("red.png")
+    submit(page, **SHORT)
+    page.wait_for_selector("#results video", timeout=JOB_MS)
+    expect(page.locator("#facts")).to_contain_text("wan2.1-i2v-14b-480p")
+
+
+def test_a_picture_that_the_server_would_refuse_is_not_even_sent(
+    open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page()
+    (tmp_path / "large.png").write_bytes(b"\x89PNG" + bytes(13_000_000))
+    (tmp_path / "notes.txt").write_text("no picture")
+    for name, said in {"large.png": "at most 12.6 MB", "notes.txt": "PNG, JPEG or WebP"}.items():
+        page.set_input_files("#f-image_url", tmp_path / name)
+        expect(page.locator("#e-image_url")).to_contain_text(said)
+        assert page.input_value("#f-image_url") == ""
+
+
+def test_it_can_be_used_by_keyboard_alone(open_page: Open) -> None:
+    page = open_page()
+    focused = "document.activeElement.id || document.activeElement.textContent.trim()"
+
+    def tab_to(name: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            # What has the focus must be seen to have it.
+            outlined = page.evaluate(SEES_THE_FOCUS)
+            assert outlined, page.evaluate(focused)
+            if page.evaluate(focused) == name:
+                return
+        raise AssertionError(f"Tab does not lead to {name}")
+
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "Skip to content"
+    page.keyboard.press("Enter")
+    tab_to("f-prompt")
+    page.keyboard.type(PROMPT)
+    for name in ("size", "duration", "num_inference_steps"):
+        tab_to(f"f-{name}")
+        page.keyboard.type(SHORT[name])
+    tab_to("submit")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#results video", timeout=JOB_MS)
+    tab_to("Download")
+
+
+def test_control_enter_in_the_prompt_starts(open_page: Open) -> None:
+    page = open_page()
+    fill(page, **SHORT)
+    page.focus("#f-prompt")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#results video", timeout=JOB_MS)
+
+
+def test_a_job_that_waits_shows_its_place_and_can_be_cancelled(
+    open_page: Open, api: HttpApi
+) -> None:
+    running = api.submit(LONG)
+    api.wait(running, "running")
+    before = api.submit(LONG)
+    page = open_page()
+    submit(page, **SHORT)
+    expect(page.locator("#stage")).to_have_text("Waiting, 1 job ahead")
+    api.call("DELETE", f"/api/v1/generation/{before}")
+    expect(page.locator("#stage")).to_have_text("Waiting, next in line")
+    page.click("#cancel")
+    expect(page.locator("#failure")).to_contain_text("Cancelled")
+    api.call("DELETE", f"/api/v1/generation/{running}")
+    api.wait(running)
+
+
+def test_a_job_goes_on_over_a_reload_and_can_be_cancelled(open_page: Open, api: HttpApi) -> None:
+    task_id = api.submit(LONG)
+    page = open_page(path=f"/#job/{task_id}")
+    expect(page.locator("#stage")).to_contain_text("Denoising", timeout=JOB_MS)
+    page.reload()
+    expect(page.locator("#stage")).to_contain_text("Denoising")
+    page.wait_for_selector("#preview:not([hidden])")
+    page.click("#cancel")
+    expect(page.locator("#failure")).to_contain_text("Cancelled")
+    assert api.wait(task_id)["status"] == "canceled"
+
+
+def test_where_websockets_are_blocked_events_do(open_page: Open, api: HttpApi) -> None:
+    page = open_page()
+    page.route_web_socket("**/live", lambda socket: socket.close())
+    with page.expect_request("**/events"):
+        submit(page, **WATCHED)
+    page.wait_for_selector("#preview:not([hidden])")
+    page.wait_for_selector("#results video", timeout=JOB_MS)
+
+
+def test_a_server_with_a_key_is_asked_for_it_and_everything_works(
+    open_page: Open, models_dir: Path, tmp_path: Path
+) -> None:
+    key = "a-key-of-the-tests-own"
+    with HttpApi(tmp_path, models_dir, env={"API_KEY": key}) as server:
+        page = open_page(server, expected=(401, 503), ready="#key-dialog[open]")
+        page.fill("#key", "wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-error")).not_to_be_empty()
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#f-seed")
+        submit(page, **WATCHED)
+        page.wait_for_selector("#preview:not([hidden])", timeout=JOB_MS)
+        page.wait_for_selector("#results video", timeout=JOB_MS)
+        until(page, "document.querySelector('#results video').videoWidth === 128")
+        assert key not in page.content()
+        assert page.evaluate("Object.keys(localStorage).length") == 0
+
+
+def test_models_say_what_they_are(open_page: Open) -> None:
+    page = open_page(path="/#models")
+    item = page.locator("#models-list > li", has_text="wan2.1-t2v-1.3b")
+    expect(item).to_contain_text("installed")
+    expect(item).to_contain_text("tiny")
+    missing = page.locator("#models-list > li", has_text="wan2.2-t2v-a14b")
+    expect(missing).to_contain_text("missing")
+    page.click("nav >> text=Create")
+    assert page.locator("#f-model option", has_text="wan2.2-t2v-a14b").is_disabled()
+
+
+def test_performance_is_drawn_and_said(open_page: Open, api: HttpApi) -> None:
+    api.wait(api.submit(QUICK))
+    page = open_page(path="/#performance")
+    page.wait_for_selector("#charts svg rect.mark")
+    figure = page.locator("#charts figure").first
+    expect(figure.locator("svg")).to_have_attribute("aria-hidden", "true")
+    figure.locator("summary").click()
+    expect(figure.get_by_role("row", name="Denoising")).to_contain_text(" s")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_is_accessible_by_axes_rules(open_page: Open, api: HttpApi, scheme: str) -> None:
+    done = api.wait(api.submit(QUICK))
+    page = open_page(color_scheme=scheme, reduced_motion="reduce")
+    found = []
+    for path in ("create", f"job/{done['task_id']}", "history", "models", "performance"):
+        page.evaluate("path => { location.hash = path; }", path)
+        page.wait_for_selector(f"#{path if '/' not in path else 'results'}:not([hidden])")
+        page.wait_for_load_state("networkidle")
+        for details in page.locator("details").all():
+            details.evaluate("node => { node.open = true; }")
+        results = Axe().run(page, options={"resultTypes": ["violations"]})
+        found += [f"{path}: {v['id']}: {[n['html'] for n in v['nodes']]}" for v in
+                  results.response["violations"]]  # fmt: skip
+    assert found == []
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_no_view_is_wider_than_the_window(open_page: Open, api: HttpApi, width: int) -> None:
+    api.wait(api.submit(QUICK))
+    page = open_page(viewport={"width": width, "height": 800})
+    for view in VIEWS:
+        page.click(f"nav a[href='#{view}']")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+
+
+def test_who_wants_less_motion_gets_none(open_page: Open, api: HttpApi) -> None:
+    done = api.wait(api.submit(QUICK))
+    page = open_page(path=f"/#job/{done['task_id']}", reduced_motion="reduce")
+    page.wait_for_selector("#results video")
+    assert page.eval_on_selector("#results video", "video => video.autoplay") is False
+    moving = "document.getAnimations().filter((one) => one.playState === 'running').length"
+    assert page.evaluate(moving) == 0
+
+
+def test_scripts_that_are_not_the_pages_do_not_run(open_page: Open, api: HttpApi) -> None:
+    policy = api.get("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    attack = "<img src=x onerror='window.hit = 1'><script>window.hit = 1</script>"
+    done = api.wait(api.submit(QUICK | {"prompt": attack}))
+    page = open_page(path=f"/#job/{done['task_id']}")
+    page.wait_for_selector("#results video")
+    expect(page.locator("#facts .prompt")).to_have_text(attack)
+    page.click("nav >> text=History")
+    expect(page.locator("#history-list h2").first).to_have_text(attack)
+    assert page.evaluate("window.hit") is None
