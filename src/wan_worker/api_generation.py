@@ -44,6 +44,15 @@ def router(parts: Parts) -> APIRouter:
         chosen = await _optimized(given, wanted, parts)
         return await _submitted(given | chosen, parts)
 
+    @routes.post("/plan")
+    async def plan(request: Request) -> JSONResponse:
+        """What would be done for a request, why, and how long it would take; nothing is made."""
+        given = _fields(await request.body())
+        try:
+            return JSONResponse(await parts.ask("plan", request=_moded(given)))
+        except AnsweredError as problem:
+            raise AnsweredError(_lifted(problem.error)) from None
+
     @routes.get("")
     async def history(
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -97,9 +106,19 @@ def _fields(body: bytes) -> dict[str, Any]:
     return given
 
 
+def _moded(given: dict[str, Any]) -> dict[str, Any]:
+    """The request of who did not say what to make: a video."""
+    return given if {"mode", "job_type"} & given.keys() else given | {"mode": "video"}
+
+
+def _lifted(error: dict[str, Any]) -> dict[str, Any]:
+    """An error about the request in a question, as it would be about the request itself."""
+    field = (error["field"] or "").replace("/input/request", "/input", 1) or None
+    return error | {"field": field, "message": error["message"].replace("/input/request", "/input")}
+
+
 async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
-    if "mode" not in given and "job_type" not in given:
-        given = given | {"mode": "video"}
+    given = _moded(given)
     task_id = uuid.uuid4().hex
 
     def accept() -> None:  # in a thread: pictures in it may take megabytes
@@ -128,9 +147,8 @@ async def _optimized(given: dict[str, Any], wanted: bool, parts: Parts) -> dict[
     """``acceleration: cached``, where nothing else is asked for and the job's model has it."""
     if not wanted or "acceleration" in given:
         return {}
-    mode = {} if "mode" in given or "job_type" in given else {"mode": "video"}
     try:
-        plan = await parts.ask("plan", request=given | mode)
+        plan = await parts.ask("plan", request=_moded(given))
     except AnsweredError:  # as the job itself will be told, or as submitting it will
         return {}
     return {"acceleration": "cached"} if accelerates(MODELS[plan["model"]], "cached") else {}

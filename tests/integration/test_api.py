@@ -184,3 +184,13 @@ def test_the_server_never_imports_torch_which_its_engine_does(
 
     assert any("torch" in name for name in libraries(api.engine()))
     assert not any("torch" in name for name in libraries(psutil.Process(api.pid)))
+
+
+def test_a_request_can_be_planned_without_being_made(api: HttpApi) -> None:
+    told = api.call("POST", f"{GENERATION}/plan", QUICK).json
+    assert told["model"] == "wan2.1-t2v-1.3b"
+    assert told["delivered"] == {"width": 64, "height": 48, "num_frames": 5, "fps": 16}
+    assert told["estimate"]["seconds"] > 0
+    refused = api.call("POST", f"{GENERATION}/plan", QUICK | {"size": "wide"})
+    assert (refused.status, refused.error["field"]) == (422, "/size")
+    assert "request" not in refused.error["message"]

@@ -1,6 +1,6 @@
 // The page: which view is open, and what the views tell each other.
 
-import { byId, el, say } from "./dom.js";
+import { byId, duration, el, say } from "./dom.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
 import { Models } from "./models.js";
@@ -39,6 +39,22 @@ async function submit(request) {
   location.hash = `#job/${job.task_id}`;
   if (matchMedia("(max-width: 900px)").matches) byId("screen").scrollIntoView();
   health();
+}
+
+/** Say what a request would take, while it is written; what is wrong with it is said when it is sent. */
+async function foresee(request) {
+  const line = byId("estimate");
+  if (!request.prompt && !request.image_url) return say(line, "");
+  try {
+    const { estimate, delivered, model, outputs } = await send("POST", "/api/v1/generation/plan", request);
+    const time = `${estimate.basis === "measured" ? "About" : "Roughly"} ${duration(estimate.seconds)}`;
+    const frames = request.mode === "video" ? `${delivered.num_frames} frames` : null;
+    const size = delivered.width ? `${delivered.width} × ${delivered.height}` : "the picture's shape";
+    say(line, [time, outputs > 1 && `${outputs} outputs`, size, frames, model].filter(Boolean).join(" · "));
+  } catch (problem) {
+    if (!(problem instanceof Refused)) throw problem;
+    say(line, "");
+  }
 }
 
 /** Open the view that the address names: #history, or #job/ID, which is the create view with it. */
@@ -97,7 +113,7 @@ async function health() {
 
 async function start() {
   const { request } = await get("/api/v1/schema");
-  form = new Form(request, submit);
+  form = new Form(request, submit, foresee);
   window.addEventListener("hashchange", route);
   await Promise.all([route(), health(), installed()]);
   setInterval(() => { if (!document.hidden) health(); }, HEALTH_MS);

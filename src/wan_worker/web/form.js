@@ -19,6 +19,9 @@ const LABELS = {
 };
 const SIZES = ["832x480", "480x832", "1280x720", "720x1280", "624x624", "1024x576"];
 const PICTURES = ["image_url", "last_image_url"];
+const PICTURE_HINTS = { image_url: "PNG, JPEG or WebP; optional", last_image_url: "For models that take one" };
+const STAND_IN = "data:image/png;base64,AA==";
+const PAUSE_MS = 500;
 
 /** A picture is sent as text: 4 characters for 3 bytes, within the schema's limit. */
 const bytesFor = (characters) => Math.floor((characters - 64) / 4) * 3;
@@ -26,8 +29,11 @@ const bytesFor = (characters) => Math.floor((characters - 64) / 4) * 3;
 const label = (name) => LABELS[name] ?? (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " ");
 
 export class Form {
-  /** @param onSubmit gets the request; may throw what the server refuses. */
-  constructor(schema, onSubmit) {
+  /**
+   * @param onSubmit gets the request; may throw what the server refuses.
+   * @param onChange gets it now and then while it is written.
+   */
+  constructor(schema, onSubmit, onChange) {
     this.schema = schema;
     this.form = byId("form");
     this.pictures = {};
@@ -44,7 +50,21 @@ export class Form {
     byId("f-prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); this.submit(onSubmit); }
     });
+    let pause;
+    const changed = () => { clearTimeout(pause); pause = setTimeout(() => this.tell(onChange), PAUSE_MS); };
+    for (const kind of ["input", "change", "reset"]) this.form.addEventListener(kind, changed);
     this.modeChanged();
+  }
+
+  /** With a stand-in for each picture: what is planned does not depend on what is in it. */
+  tell(onChange) {
+    try {
+      const asked = this.request();
+      for (const name of PICTURES) if (asked[name]) asked[name] = STAND_IN;
+      onChange(asked);
+    } catch (problem) {
+      if (!(problem instanceof Refused)) throw problem;
+    }
   }
 
   get mode() { return this.form.elements.mode.value; }
@@ -170,7 +190,7 @@ export class Form {
     box.querySelector("input").value = "";
     box.querySelector(".frame").replaceChildren();
     box.querySelector(".remove").hidden = true;
-    say(byId(`h-${name}`), name === "image_url" ? "PNG, JPEG or WebP; optional" : "For models that take one");
+    say(byId(`h-${name}`), PICTURE_HINTS[name]);
   }
 
   /** Presets and file formats are a video's or an image's. */
@@ -205,12 +225,18 @@ export class Form {
   }
 
   /** Set the form to a request of before; pictures are not kept, and have to be chosen again. */
-  fill(request) {
+  fill(given) {
     this.clearErrors();
+    const request = this.canonical(given);
     const mode = request.mode ?? (request.job_type ?? "video").match(/^(image|video)/)?.[0] ?? "video";
     this.form.elements.mode.value = mode;
     byId("f-prompt").value = [request.prompt ?? ""].flat().join("\n");
-    for (const name of PICTURES) this.forget(name);
+    for (const name of PICTURES) {
+      this.forget(name);
+      if (/^https?:/.test(request[name])) this.pictures[name] = request[name];
+      if (request[name]) say(byId(`h-${name}`), this.pictures[name] ? `From ${new URL(request[name]).host}` : "It is not kept: choose it again");
+      this.form.querySelector(`[data-field="${name}"] .remove`).hidden = !this.pictures[name];
+    }
     for (const name of Object.keys(this.readers)) {
       const control = byId(`f-${name}`);
       const rule = this.schema.properties[name];
@@ -220,6 +246,14 @@ export class Form {
       else control.value = request[name] ?? (control.tagName === "SELECT" ? rule.default ?? "" : "");
     }
     this.modeChanged();
+  }
+
+  /** The request by its fields' own names. */
+  canonical(given) {
+    const request = {};
+    for (const [name, value] of Object.entries(given)) request[this.schema.properties[name]?.["x-alias-of"] ?? name] = value;
+    if (request.width && request.height) request.size = `${request.width}x${request.height}`;
+    return request;
   }
 
   async submit(onSubmit) {

@@ -8,55 +8,47 @@ const STAGES = { queue: "Waiting", load: "Loading", prompt: "Prompt", denoise: "
 
 export class Performance {
   async load() {
-    const [{ jobs }, metrics] = await Promise.all([get("/api/v1/generation?limit=50"), measured()]);
+    const [{ jobs }, report] = await Promise.all([get("/api/v1/generation?limit=50"), get("/api/v1/performance/metrics").catch(notYet)]);
     const ended = jobs.filter((job) => job.started_at && job.ended_at);
-    const done = ended.filter((job) => job.status === "completed");
-    say(byId("performance-note"), ended.length
-      ? "Measured on this machine; the plots show the last 50 jobs."
+    const measured = report.models.filter((model) => model.jobs > 0);
+    say(byId("performance-note"), measured.length
+      ? `Measured on this machine since ${when(report.since)}; the slowest tenth is the fainter part of a bar.`
       : "Nothing measured yet: figures appear with the first job.");
-    byId("tiles").replaceChildren(...tiles(ended, done, metrics));
-    byId("charts").replaceChildren(...[
-      done.length && stagesChart(done),
-      ended.length && jobsChart(ended),
-    ].filter(Boolean));
+    byId("tiles").replaceChildren(...tiles(report));
+    byId("charts").replaceChildren(...measured.map(stagesChart), ...(ended.length ? [jobsChart(ended)] : []));
   }
 }
 
-async function measured() {
-  try {
-    return await get("/api/v1/performance/metrics");
-  } catch (problem) {
-    if (problem instanceof Refused) return null;
-    throw problem;
-  }
+/** While the engine starts, it has nothing to tell. */
+function notYet(problem) {
+  if (!(problem instanceof Refused)) throw problem;
+  return { models: [], jobs: {}, memory: {}, estimates: { median: null }, failures: [] };
 }
 
 const seconds = (job) => (new Date(job.ended_at) - new Date(job.started_at)) / 1000;
-const sorted = (values) => [...values].sort((a, b) => a - b);
-const quantile = (values, share) => sorted(values)[Math.min(values.length - 1, Math.floor(share * values.length))];
 
-function tiles(ended, done) {
-  const times = done.map(seconds);
-  const failed = ended.filter((job) => job.status === "failed").length;
-  const found = [["Completed", String(done.length)], ["Failed", String(failed)]];
-  if (times.length) found.push(["Half of the jobs within", duration(quantile(times, 0.5))], ["Nine of ten within", duration(quantile(times, 0.9))]);
-  return found.map(([name, value]) => el("div", { className: "card tile" }, el("p", { className: "name" }, name), el("p", { className: "value" }, value)));
+function tiles({ jobs, memory, estimates, failures }) {
+  const found = [
+    ["Completed", jobs.completed],
+    ["Failed", jobs.failed, failures.map(({ code, count }) => `${count} × ${code}`).join(", ")],
+    ["Cancelled", jobs.canceled],
+    ["GPU memory, at most", memory.gpu_peak_gb && `${memory.gpu_peak_gb} GB`],
+    ["Main memory, at most", memory.process_peak_gb && `${memory.process_peak_gb} GB`],
+    ["Estimates off by", estimates.median !== null && `${Math.round(100 * estimates.median)} %`, `of ${estimates.count} jobs, half by less`],
+  ];
+  return found.filter(([, value]) => value !== null && value !== false && value !== undefined).map(([name, value, more]) =>
+    el("div", { className: "card tile" }, el("p", { className: "name" }, name), el("p", { className: "value" }, String(value)), more && el("p", { className: "name" }, more)));
 }
 
-function stagesChart(done) {
-  const timings = done.map((job) => job.result.metadata.timings);
-  const names = Object.keys(STAGES).filter((name) => name !== "total" && timings.some((one) => one[name] > 0));
-  const rows = names.map((name) => {
-    const values = timings.map((one) => one[name] ?? 0);
-    const [half, tenth] = [quantile(values, 0.5), quantile(values, 0.9)];
-    return { name: STAGES[name], value: half, more: tenth, cells: [duration(half), duration(tenth)] };
-  });
-  return bars("Where the time goes: half of the jobs, and nine of ten", rows, ["Stage", "Half of jobs within", "Nine of ten within"], duration);
+function stagesChart({ model, jobs, stages }) {
+  const rows = stages.filter(({ stage, count, median }) => stage !== "total" && count && median !== null)
+    .map(({ stage, median, p90, p99 }) => ({ name: STAGES[stage] ?? stage, value: median, more: p90, cells: [median, p90, p99].map(duration) }));
+  return bars(`${model}: where the time of ${jobs} ${jobs === 1 ? "job" : "jobs"} goes`, rows, ["Stage", "Median", "90 %", "99 %"], duration);
 }
 
 function jobsChart(ended) {
   const rows = [...ended].reverse().map((job) => ({
     name: when(job.ended_at), value: seconds(job), bad: job.status === "failed", cells: [words[job.status], duration(seconds(job))],
   }));
-  return columns("Seconds of each job", rows, ["Ended", "Status", "Time"], duration);
+  return columns("The last jobs, one by one", rows, ["Ended", "Status", "Time"], duration);
 }
