@@ -93,7 +93,7 @@ ORDER = [
         "preload",
         "doctor",
     ),
-    *("ledger", "watchers", "engine", "dispatch"),
+    *("ledger", "watchers", "engine", "aftermath", "dispatch"),
     *(
         "refusals",
         "access",

@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -23,7 +23,7 @@ from wan_worker.access import Access
 from wan_worker.api_parts import AnsweredError, Parts
 from wan_worker.dispatch import Dispatcher
 from wan_worker.errors import ConfigInvalid, WorkerError
-from wan_worker.ledger import FILE, Ledger
+from wan_worker.ledger import FILE, Ledger, alone
 from wan_worker.refusals import Refusal, failed, refused
 from wan_worker.settings import Settings, from_env
 from wan_worker.watchers import Watchers
@@ -36,7 +36,7 @@ def make_parts(settings: Settings) -> Parts:
     """The server's parts; the engine is started with the application.
 
     Raises:
-        ConfigInvalid: the schemas are broken.
+        ConfigInvalid: the schemas are broken, or the ledger can't be opened.
     """
     ledger, watchers = Ledger(settings.state_dir / FILE), Watchers()
     dispatcher = Dispatcher(settings, ledger, watchers)
@@ -102,9 +102,20 @@ def main() -> int:
     try:
         settings = from_env(os.environ)
         logs.start(settings.log_level)
-        parts = make_parts(settings)
+        with alone(settings.state_dir):
+            serve(settings)
     except ConfigInvalid as problem:
         sys.exit(f"{problem.code}: {problem.message}")
+    return 0
+
+
+def serve(settings: Settings) -> None:
+    """Run the server until it is told to stop.
+
+    Raises:
+        ConfigInvalid: this environment is wrong, as its engine sees it too.
+    """
+    parts = make_parts(settings)
     app = create_app(parts, lambda: setattr(server, "should_exit", True))
     server = uvicorn.Server(
         uvicorn.Config(
@@ -117,10 +128,10 @@ def main() -> int:
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )
-    server.run()
+    with suppress(KeyboardInterrupt):  # raised again by uvicorn, when all is shut down
+        server.run()
     if parts.dispatcher.problem is not None:
-        sys.exit(f"{ConfigInvalid.code}: {parts.dispatcher.problem}")
-    return 0
+        raise ConfigInvalid(parts.dispatcher.problem)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from wan_worker import aftermath
 from wan_worker.errors import Canceled, ConfigInvalid, UnexpectedError, WorkerError, public
 from wan_worker.ledger import Entry, Ledger
 from wan_worker.settings import Settings
@@ -101,7 +102,7 @@ class Dispatcher:
         self._pause = pause
         self._engine: _Engine | None = None
         self._numbers = 0
-        self._stopping = False
+        self._stop = asyncio.Event()
         self.state: State = "starting"
         self.restarts = 0
         self.problem: str | None = None
@@ -115,9 +116,9 @@ class Dispatcher:
         """
         self.recover()
         failures, once_ready = 0, False
-        while not self._stopping:
+        while not self._stop.is_set():
             worked = await self._live()
-            if self._stopping:
+            if self._stop.is_set():
                 break
             once_ready = once_ready or worked
             if self.state == "unfit" and not once_ready:
@@ -126,27 +127,22 @@ class Dispatcher:
             self.restarts += 1
             if self.state != "unfit":
                 self.state = "restarting"
-            await self._pause(PAUSES[min(failures, len(PAUSES)) - 1])
+            await self._rest(PAUSES[min(failures, len(PAUSES)) - 1])
         self.state = "stopped"
 
     def recover(self) -> None:
-        """Say of the jobs that were running when the last server ended that they are lost."""
+        """Say what became of the jobs that were running when the last server ended."""
         for entry in self._ledger.running():
             self._lose(entry.id, LOST)
 
     async def stop(self) -> None:
         """Cancel what runs, and see the engine out."""
-        self._stopping = True
+        self._stop.set()
         engine = self._engine
         if engine is None:
             return
         engine.leave()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await engine.process.wait()
-        except TimeoutError:
-            engine.process.kill()
-            await engine.process.wait()
+        await _ended(engine.process)
 
     def submitted(self) -> None:
         """There is a job in the ledger."""
@@ -191,6 +187,16 @@ class Dispatcher:
         finally:
             engine.questions.pop(number, None)
 
+    async def _rest(self, seconds: float) -> None:
+        """Wait so long, or until the server stops."""
+        both = [
+            asyncio.ensure_future(self._pause(seconds)),
+            asyncio.ensure_future(self._stop.wait()),
+        ]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for each in both:
+            each.cancel()
+
     async def _live(self) -> bool:
         """One engine from its start to its end; whether it got ready."""
         source = str(Path(__file__).resolve().parents[1])
@@ -201,16 +207,17 @@ class Dispatcher:
             limit=LINE_BYTES,
             env=os.environ | {"PYTHONPATH": source},
         )
+        if self._stop.is_set():  # meanwhile, when there was nobody to tell
+            process.kill()
         engine = self._engine = _Engine(process)
         try:
             await self._listen(engine)
+        except Exception:  # a line that is none
+            log.exception("the engine can't be understood")
+            engine.leave()
         finally:
             self._engine = None
-            with suppress(ProcessLookupError):
-                if process.returncode is None and not self._stopping:
-                    process.kill()
-            code = await process.wait()
-            self._bury(engine, code)
+            self._bury(engine, await _ended(process))
         return engine.ready
 
     async def _listen(self, engine: _Engine) -> None:
@@ -259,7 +266,7 @@ class Dispatcher:
     def _hand_out(self) -> None:
         """Give the engine as many jobs as it has hands for."""
         engine = self._engine
-        if engine is None or not engine.ready or engine.leaving or self._stopping:
+        if engine is None or not engine.ready or engine.leaving or self._stop.is_set():
             return
         handed = False
         while len(engine.jobs) < self._settings.worker_concurrency:
@@ -311,7 +318,7 @@ class Dispatcher:
             if not future.done():
                 future.set_exception(NotReady())
         why = f"by signal {-code}" if code < 0 else f"with status {code}"
-        if self._stopping:
+        if self._stop.is_set():
             error = LOST
         else:
             if engine.jobs or not engine.leaving:
@@ -325,9 +332,24 @@ class Dispatcher:
             self._lose(job_id, gone)
 
     def _lose(self, job_id: str, error: WorkerError) -> None:
+        """Record the end of a job whose engine is gone: its answer, if it had come to that."""
         latest = self._watchers.latest(job_id, "progress") or {}
-        if self._ledger.fail(job_id, public(error, latest.get("stage", "queue"))):
+        answer = aftermath.answer(job_id, self._settings.output_dir)
+        if answer is not None:
+            self._ledger.complete(job_id, answer)
+        elif self._ledger.fail(job_id, public(error, latest.get("stage", "queue"))):
             log.warning("job %s: %s", job_id, error.message)
         entry = self._ledger.find(job_id)
         if entry is not None:
             self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})
+
+
+async def _ended(process: Process) -> int:
+    """The exit status of a process that has been let go of; one that stays is killed."""
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            return await process.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()

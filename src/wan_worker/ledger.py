@@ -20,11 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from filelock import FileLock, Timeout
+
+from wan_worker.errors import ConfigInvalid
+
 Status = Literal["queued", "running", "completed", "failed", "canceled"]
 End = Literal["completed", "failed", "canceled"]
 
 FILE: Final = "jobs.sqlite3"
 """In STATE_DIR."""
+
+LOCK: Final = "server.lock"
 
 KEPT: Final = 10_000
 """Ended jobs in the history; the oldest go first."""
@@ -85,17 +91,26 @@ class Ledger:
 
     Args:
         clock: seconds since 1970.
+
+    Raises:
+        ConfigInvalid: it can't be opened or written.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._clock = clock
         self._lock = threading.Lock()
-        self._file = sqlite3.connect(
-            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        self._file.execute("PRAGMA journal_mode = WAL")
-        self._file.executescript(_TABLE)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.executescript(_TABLE)
+        except (OSError, sqlite3.Error) as problem:
+            raise ConfigInvalid(
+                f"STATE_DIR: {path.name} can't be used ({type(problem).__name__}); it must be in a "
+                "folder that can be written, and whole: move a damaged one away"
+            ) from problem
 
     def close(self) -> None:
         with self._lock:
@@ -240,6 +255,24 @@ class Ledger:
                 self._file.execute("ROLLBACK")
                 raise
             self._file.execute("COMMIT")
+
+
+@contextmanager
+def alone(state_dir: Path) -> Iterator[None]:
+    """Hold a folder of state for one server; the system lets go of it when the process ends.
+
+    Raises:
+        ConfigInvalid: another server has it.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        held = FileLock(state_dir / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise ConfigInvalid("STATE_DIR: another server uses it; give each its own") from None
+    except OSError as problem:
+        raise ConfigInvalid(f"STATE_DIR: it can't be written ({problem.strerror})") from problem
+    with held:
+        yield
 
 
 def without_pictures(value: Any) -> Any:

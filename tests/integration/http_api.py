@@ -120,6 +120,10 @@ class HttpApi(Child):
     def wait_ready(self) -> None:
         self.until(lambda: self.get("/ping").status == 200)
 
+    def until_gone(self, timeout: float = 30.0) -> int:
+        """The server's exit status, once it has ended by itself."""
+        return self._process.wait(timeout)
+
     def engine(self) -> psutil.Process:
         """The process that generates."""
 

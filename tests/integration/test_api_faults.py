@@ -1,0 +1,178 @@
+"""The server and its engine killed at bad moments: no job is lost, nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import QUICK
+from tests.integration.http_api import COMMAND, HttpApi
+from tests.integration.test_api import LONG
+from tests.integration.worker import REPOSITORY
+from wan_worker.ledger import FILE, Ledger
+
+
+@contextmanager
+def serving(home: Path, models_dir: Path, **env: str) -> Iterator[HttpApi]:
+    with HttpApi(home, models_dir, env=env) as server:
+        server.wait_ready()
+        yield server
+
+
+def gone(process: psutil.Process) -> None:
+    """Returns when the process has ended."""
+    process.wait(30)
+
+
+def denoising(server: HttpApi) -> str:
+    """The id of a job that is being generated."""
+    task_id = server.submit(LONG)
+    server.until(lambda: (server.look(task_id)["progress"] or {}).get("stage") == "denoise")
+    return task_id
+
+
+def left_behind(server: HttpApi) -> list[str]:
+    return [path.name for path in server.tmp.iterdir() if path.name.startswith("wan-job-")]
+
+
+def test_a_killed_server_loses_no_job_and_keeps_the_queues_order(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    with serving(tmp_path, models_dir) as server:
+        engine = server.engine()
+        running = denoising(server)
+        waiting = [server.submit(QUICK | {"seed": seed}) for seed in (1, 2, 3)]
+        os.kill(server.pid, signal.SIGKILL)
+        gone(engine)  # by itself: its line has closed
+        with serving(tmp_path, models_dir) as again:
+            lost = again.look(running)
+            assert lost["status"] == "failed"
+            assert lost["error"]["retryable"] is True
+            assert "submit it again" in lost["error"]["message"]
+            ended = [again.wait(task_id) for task_id in waiting]
+            assert [job["status"] for job in ended] == ["completed"] * 3
+            starts = [job["started_at"] for job in ended]
+            assert starts == sorted(starts)
+            assert left_behind(again) == []
+
+
+def test_server_and_engine_killed_at_once_leave_nothing_behind(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    with serving(tmp_path, models_dir) as server:
+        running = denoising(server)
+        engine = server.engine()
+        server.kill()
+        gone(engine)
+        assert left_behind(server) != []
+        with serving(tmp_path, models_dir) as again:
+            assert again.look(running)["status"] == "failed"
+            assert left_behind(again) == []
+
+
+def test_a_killed_engine_fails_its_job_and_the_server_goes_on(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    with serving(tmp_path, models_dir) as server:
+        running, following = denoising(server), server.submit(QUICK)
+        server.engine().send_signal(signal.SIGKILL)
+        lost = server.wait(running)
+        assert (lost["status"], lost["error"]["code"]) == ("failed", "INTERNAL")
+        assert lost["error"]["retryable"] is True
+        assert lost["error"]["stage"] == "denoise"
+        assert server.wait(following)["status"] == "completed"
+        health = server.get("/health").json
+        assert (health["status"], health["restarts"]) == ("ok", 1)
+        assert left_behind(server) == []
+
+
+def test_a_job_that_had_finished_when_all_was_killed_is_reported_finished(
+    models_dir: Path, tmp_path: Path, response_errors: Any
+) -> None:
+    called = threading.Event()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            called.set()
+            time.sleep(20)  # longer than the server lives
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    receiver.daemon_threads = True
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{receiver.server_port}/"
+    private = {"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}
+    with serving(tmp_path, models_dir, **private) as server:
+        task_id = server.submit(QUICK | {"callback_url": url})
+        assert called.wait(60)
+        server.kill()
+    receiver.shutdown()
+    receiver.server_close()
+    with serving(tmp_path, models_dir) as again:
+        job = again.look(task_id)
+        assert job["status"] == "completed"
+        assert response_errors(job["result"]) == []
+        assert again.get(job["result"]["assets"][0]["url"]).status == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_stop_ends_its_job_and_leaves_nobody(
+    models_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with serving(tmp_path, models_dir) as server:
+        running, waiting = denoising(server), server.submit(QUICK)
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        if number == signal.SIGINT:
+            os.killpg(server.pid, number)  # as a terminal does
+        else:
+            os.kill(server.pid, number)
+        for process in family:
+            if process.pid == server.pid:
+                server.until_gone()
+            else:
+                gone(process)
+        assert left_behind(server) == []
+        assert "Traceback" not in server.log()
+        with Ledger(server.state_dir / FILE) as ledger:
+            jobs = [ledger.find(task_id) for task_id in (running, waiting)]
+        assert [job and job.status for job in jobs] == ["failed", "queued"]
+
+
+def test_two_servers_do_not_share_one_ledger(models_dir: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, models_dir) as server:
+        other = subprocess.run(
+            COMMAND,
+            cwd=REPOSITORY,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "API_PORT": "1",
+                 "STATE_DIR": str(server.state_dir), "MODELS_DIR": str(models_dir)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )  # fmt: skip
+        assert other.returncode == 1
+        assert "CONFIG_INVALID: STATE_DIR: another server uses it" in other.stderr
+
+
+def test_a_server_that_could_serve_nothing_does_not_start(models_dir: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        COMMAND,
+        cwd=REPOSITORY,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "API_PORT": "0" * 3 + "8",
+             "STATE_DIR": str(tmp_path), "DEFAULT_MODEL": "sora"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "CONFIG_INVALID: DEFAULT_MODEL: must be one of" in done.stderr
