@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wan_worker.refusals import Refusal
@@ -29,13 +30,8 @@ OPEN: Final = frozenset(
 PAGE_PARTS: Final = "/page/"
 """Below it, what the page is made of."""
 
-ADMIN: Final = (
-    ("POST", "/api/v1/models/download"),
-    ("DELETE", "/api/v1/models/download/"),
-    ("POST", "/api/v1/performance/optimize"),
-    ("DELETE", "/api/v1/performance/optimize"),
-)
-"""Method and beginning of the path of what changes the machine."""
+IS_ADMIN: Final = "wan_worker.is_admin"
+"""In a request's scope: whether it may change the machine."""
 
 BODY_SECONDS: Final = 60.0
 """For all of a body to arrive."""
@@ -88,9 +84,10 @@ class Access:
         """Refuse who does not know the key.
 
         Raises:
-            Refusal: 401, or 403 where it is the wrong one of two.
+            Refusal: 401.
         """
         key, path = self._settings.api_key, scope["path"]
+        scope[IS_ADMIN] = key is None
         if key is None or path in OPEN or path.startswith(PAGE_PARTS):
             return
         given = _given_keys(headers)
@@ -103,10 +100,7 @@ class Access:
                 "Send the server's API key as Authorization: Bearer KEY, or as X-API-Key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        method = scope.get("method", "GET")
-        for only, beginning in ADMIN:
-            if admin is not None and not is_admin and method == only and path.startswith(beginning):
-                raise Refusal(403, "FORBIDDEN", "This needs the server's API_ADMIN_KEY")
+        scope[IS_ADMIN] = admin is None or is_admin
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> Receive:
         """The request's body, read; a Receive that hands it out.
@@ -145,6 +139,16 @@ class Access:
         if size and scope["method"] in _UNSAFE and kind != "application/json":
             raise Refusal(415, "UNSUPPORTED_MEDIA_TYPE", "Send JSON, as application/json")
         return _handing_out(b"".join(parts), receive)
+
+
+def admin_only(request: Request) -> None:
+    """A route's dependency: it changes the machine.
+
+    Raises:
+        Refusal: 403.
+    """
+    if not request.scope[IS_ADMIN]:
+        raise Refusal(403, "FORBIDDEN", "This needs the server's API_ADMIN_KEY")
 
 
 def _handing_out(body: bytes, receive: Receive) -> Receive:

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from wan_worker import api_generation, api_models, api_system, contract, live, logs, page
 from wan_worker.access import Access
@@ -61,11 +62,19 @@ def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastA
             await asyncio.gather(running, return_exceptions=True)
             parts.ledger.close()
 
-    app = FastAPI(title="Wan worker", version="1", lifespan=lifespan)
+    app = FastAPI(title="Wan worker", version="1", lifespan=lifespan, redirect_slashes=False)
     for family in (api_generation, live, api_models, api_system, page):
         app.include_router(family.router(parts))
     _say_no(app)
     app.add_middleware(Access, settings=parts.settings)
+    if parts.settings.api_cors_origins:  # around it: a browser asks first, without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=parts.settings.api_cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "Range"],
+            expose_headers=["Content-Range", "Location", "Retry-After"],
+        )
     return app
 
 

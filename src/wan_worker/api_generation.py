@@ -212,4 +212,6 @@ def _file(asset: dict[str, Any], settings: Settings) -> Response:
     path = (root / asset["key"]).resolve()
     if not path.is_relative_to(root) or not path.is_file():
         raise not_found("The file is no longer there")
-    return FileResponse(path, media_type=asset["content_type"])
+    return FileResponse(
+        path, media_type=asset["content_type"], headers={"X-Content-Type-Options": "nosniff"}
+    )
