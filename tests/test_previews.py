@@ -18,6 +18,7 @@ from tests.test_meaning import CLIP, PROMPT, data_uri, drawn
 from tests.test_progress import Clock
 from wan_worker import generate, previews, progress
 from wan_worker import job as jobs
+from wan_worker import worker as workers
 from wan_worker.catalog import MODELS
 from wan_worker.measure import measure
 from wan_worker.memory import Layout, explain
@@ -245,6 +246,6 @@ def test_where_components_take_turns_denoising_is_not_watched_and_the_plan_says_
     assert not previews.possible(turns)
     assert previews.possible(replace(resident, layout=Layout("group")))
     gpu = replace(worker.hardware, device="cuda")
-    here = jobs._installed(worker)[resident.model.id]
+    here = workers.installed(worker)[resident.model.id]
     (reason,) = [r for r in explain(turns.layout, resident.model, here, gpu) if "previews" in r]
     assert "not on the GPU" in reason

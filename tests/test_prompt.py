@@ -17,7 +17,18 @@ from tests.test_generate import make_plan
 from tests.test_job import codes, picture, sha256_of
 from tests.test_meaning import CLIP, said
 from tests.test_pipelines import CountingLoad
-from wan_worker import contract, generate, memory, pipelines, plan, prompt, request, tiny, weights
+from wan_worker import (
+    contract,
+    encode,
+    generate,
+    memory,
+    pipelines,
+    plan,
+    prompt,
+    request,
+    tiny,
+    weights,
+)
 from wan_worker import job as jobs
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.components import ENHANCER, enhancer
@@ -138,7 +149,7 @@ def test_a_failed_jobs_manifest_has_the_prompt_that_made_its_files(
         written.append(args)
         return write(*args)
 
-    monkeypatch.setattr(jobs.encode, "write", fail_second)
+    monkeypatch.setattr(encode, "write", fail_second)
     asked = QUICK | ENHANCED | {"num_outputs": 2}
     assert "error" in jobs.run({"id": "half", "input": asked}, worker, Control())
     manifest = json.loads((worker.settings.output_dir / "half" / "manifest.json").read_text())

@@ -11,6 +11,7 @@ from tests.conftest import QUICK, Answer, error_of
 from tests.test_job import BAD_IMAGE, codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker import plan, references, request, tiny
+from wan_worker import worker as workers
 from wan_worker.progress import Control
 
 Serve = Callable[..., Answer]
@@ -44,7 +45,7 @@ def gathered(
     asked = request.parse({"input": given}, worker.contract)
 
     def replan(asked: request.Request) -> plan.Plan:
-        return jobs._plan(asked, here)
+        return workers.planned(asked, here)
 
     asked, planned = references.plan_with(asked, replan)
     return references.gather(asked, planned, replan, here.settings, here.policy, Control())

@@ -26,11 +26,13 @@ from PIL import Image
 
 from wan_worker import job as jobs
 from wan_worker import kernels
+from wan_worker import worker as workers
 from wan_worker.catalog import MODELS, Model
 from wan_worker.errors import UnexpectedError
 from wan_worker.hardware import Hardware, Tuned
 from wan_worker.job import Worker
 from wan_worker.progress import Control
+from wan_worker.record import Record
 from wan_worker.tuning import Calibration, Trial, Tuning
 
 ROUNDS: Final = 3
@@ -96,7 +98,7 @@ def run(
     """
     model = MODELS[model_id]
     machine = worker.hardware
-    here = jobs.installed(worker).get(model_id)
+    here = workers.installed(worker).get(model_id)
     clip = clip_for(model, machine, tiny=here is not None and here.tiny)
     tried = ways(machine, len(os.sched_getaffinity(0)))
     seconds: dict[Tuned, list[float]] = {way: [] for way in tried}
@@ -135,6 +137,7 @@ def _denoise(worker: Worker, model: Model, clip: Clip, way: Tuned, control: Cont
             worker,
             settings=replace(worker.settings, bucket=None, output_dir=Path(folder)),
             tuning=_Fixed(model.id, way),
+            record=Record(),  # nobody's job
         )
         asked = {
             "mode": "video",

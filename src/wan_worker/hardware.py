@@ -8,6 +8,7 @@ an import. Not covered: machines with several GPUs (the first is used) and GPUs 
 
 import importlib.util
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -119,6 +120,26 @@ def refresh(machine: Hardware) -> Hardware:
     # What torch has reserved is ours, and its context is part of every plan's allowance.
     taken = total - free - torch.cuda.memory_reserved()
     return replace(machine, memory_bytes=total, taken_bytes=max(0, taken - CONTEXT_BYTES))
+
+
+def process_peak_bytes() -> int:
+    """Most main memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def forget_gpu_peak(machine: Hardware) -> None:
+    """Count the GPU's peak from here on."""
+    torch = sys.modules.get("torch")
+    if machine.device == "cuda" and torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_peak_bytes(machine: Hardware) -> int | None:
+    """Most of the GPU that tensors and the allocator's reserve took since; None on a CPU."""
+    if machine.device != "cuda":
+        return None
+    return int(sys.modules["torch"].cuda.max_memory_reserved())
 
 
 CGROUP_LIMITS = (

@@ -1,29 +1,33 @@
-"""Is the worker well, which models has it, what can one do, and what would be done for a request?
+"""Is the worker well, what has it, what can it do, how fast was it, and what would it do?
 
 ``mode: info`` with a ``report``. Answers come from what is known already: nothing is fetched or
 loaded, torch is not imported and the GPU is not waited for. A field that a report does not take is
 refused, so that nobody waits for a video that was never asked for.
-Not covered: figures measured on this machine, whether a request's URLs lead anywhere, and whether
-every byte of the weights is right (``download_weights.py --verify``).
+Not covered: whether a request's URLs lead anywhere.
 """
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from wan_worker import references, request
+from wan_worker import advise, performance, references, request
 from wan_worker.catalog import MODELS, OTHER_NAMES, Installed, Model, stored_bytes
 from wan_worker.contract import Contract, check
 from wan_worker.errors import InvalidRequest
-from wan_worker.estimate import Estimate
 from wan_worker.hardware import Hardware
 from wan_worker.plan import Plan
+from wan_worker.record import History
 from wan_worker.request import Request
+from wan_worker.weights import Checked
 
 TAKES: Final[Mapping[str, tuple[str, ...]]] = {
     "health": (),
     "models": (),
     "capabilities": ("model",),
+    "recommend": ("request", "priority"),
+    "compare": ("model", "other", "request"),
+    "performance": (),
     "plan": ("request",),
 }
 """The fields of each report, beside mode and report."""
@@ -44,6 +48,20 @@ class State:
     """Names of the components in memory."""
     busy: bool
     """A job has the GPU."""
+    checks: Mapping[str, Checked]
+    """Of components, by name: those whose every byte was read."""
+    history: History
+    process_peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What would become of a request."""
+
+    replan: Callable[[Request], Plan]
+    imagine: advise.Imagine
+    """As if every model were installed."""
+    estimate: advise.Foresee
 
 
 def is_asked(job: Mapping[str, Any]) -> bool:
@@ -55,15 +73,13 @@ def answer(
     job: Mapping[str, Any],
     contract: Contract,
     state: State,
-    replan: Callable[[Request], Plan],
-    foresee: Callable[[Request, Plan], Estimate],
+    foresight: Foresight,
 ) -> dict[str, Any]:
     """The response to one question.
 
     Args:
         job: one that ``is_asked``.
-        replan: the planner, for ``report: plan``.
-        foresee: how long a plan takes here.
+        foresight: for reports about a request.
 
     Raises:
         InvalidRequest: a field that the report does not take, or lacks.
@@ -77,7 +93,7 @@ def answer(
         raise InvalidRequest(f"Say what to tell: report {', '.join(TAKES)}", field="/input/report")
     for name in given:
         if contract.aliases.get(name, name) not in ("mode", "report", *TAKES[report]):
-            takes = " and ".join(TAKES[report]) or "no other field"
+            takes = ", ".join(TAKES[report]) or "no other field"
             raise InvalidRequest(
                 f"Mode info with report {report} takes {takes}; to generate, give mode image or "
                 "video",
@@ -90,10 +106,17 @@ def answer(
         case "models":
             told = {"models": [_model(model, state) for model in MODELS.values()]}
         case "capabilities":
-            told = _capabilities(_named(fields.get("model")))
+            told = advise.capabilities(_named(fields.get("model")))
+        case "performance":
+            told = performance.report(state.history, state.process_peak_bytes, time.time())
+        case "recommend":
+            told = _recommendation(job, fields, contract, state, foresight)
+        case "compare":
+            told = _comparison(job, fields, contract, state, foresight)
         case _:
-            asked, planned = _planned(job, fields.get("request"), contract, replan)
-            told = _plan(planned) | {"estimate": foresee(asked, planned).public()}
+            asked = _asked(job, fields.get("request"), contract)
+            asked, planned = references.plan_with(asked, foresight.replan)
+            told = _plan(planned) | {"estimate": foresight.estimate(asked, planned).public()}
             warnings = [{"code": n.code, "message": n.message} for n in planned.notices]
     return {"status": "completed", "report": report, "info": told, "warnings": warnings}
 
@@ -129,57 +152,98 @@ def _model(model: Model, state: State) -> dict[str, Any]:
         "memory_gb": None if here is None else _gb(sum(here.component_bytes.values())),
         "stored_gb": _gb(stored_bytes([model.id])),
         "missing": missing,
+        "verified": None if here is None else _verified(model, state),
     }
 
 
-def _named(name: str | None) -> Model:
+def _verified(model: Model, state: State) -> dict[str, Any] | None:
+    """What reading every byte came to; None while a component was not, or has changed since."""
+    checks = [state.checks.get(name) for name in model.component_names]
+    known = [check for check in checks if check is not None]
+    if len(known) < len(checks) and all(check.whole for check in known):
+        return None
+    return {
+        "at": min(check.at for check in known),
+        "result": "whole" if all(check.whole for check in known) else "differs",
+    }
+
+
+def _named(name: str | None, field: str = "model") -> Model:
     model = MODELS.get(OTHER_NAMES.get(name or "", name or ""))
     if model is None:
-        raise InvalidRequest(f"Name a model: {', '.join(MODELS)}", field="/input/model")
+        raise InvalidRequest(f"Name a model: {', '.join(MODELS)}", field=f"/input/{field}")
     return model
 
 
-def _capabilities(model: Model) -> dict[str, Any]:
-    width, height = model.default_size
-    return {
-        "id": model.id,
-        "wan_task": model.wan_task,
-        "text_to_video": model.text_pipeline is not None,
-        "image": model.image,
-        "last_image": model.last_image,
-        "native": {
-            "width": width,
-            "height": height,
-            "num_frames": model.native_frames,
-            "fps": model.fps,
-            "num_inference_steps": model.steps,
-            "guidance_scale": model.guidance_scale,
-            "guidance_scale_2": model.guidance_scale_2,
-        },
-        "min_pixels": model.min_pixels,
-        "max_pixels": model.max_pixels,
-        "max_frames": model.max_frames,
-        "grid": model.grid,
-        "temporal_stride": model.temporal_stride,
-    }
-
-
-def _planned(
+def _recommendation(
     job: Mapping[str, Any],
-    inner: dict[str, Any] | None,
+    fields: Mapping[str, Any],
     contract: Contract,
-    replan: Callable[[Request], Plan],
-) -> tuple[Request, Plan]:
+    state: State,
+    foresight: Foresight,
+) -> dict[str, Any]:
+    given = _without_prompt(fields.get("request"))
+    asked = _asked(job, given, contract)
+    if asked.model != "auto":
+        raise InvalidRequest(
+            "Leave it out: this asks which model to take", field="/input/request/model"
+        )
+    return advise.recommend(
+        replace(asked, enhance_prompt=False),
+        fields.get("priority", "quality"),
+        state.installed,
+        state.components,
+        foresight.imagine,
+        foresight.estimate,
+    )
+
+
+def _comparison(
+    job: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    contract: Contract,
+    state: State,
+    foresight: Foresight,
+) -> dict[str, Any]:
+    first, second = _named(fields.get("model")), _named(fields.get("other"), "other")
+    if first is second:
+        raise InvalidRequest("Name another model than model does", field="/input/other")
+    given = _without_prompt(fields.get("request", advise.MUTUAL_JOB))
+
+    def asked(model: Model) -> Request:
+        request = {**given, "model": model.id}
+        if "request" not in fields and model.text_pipeline is None:
+            request["image_url"] = advise.PICTURE
+        if "request" not in fields and model.last_image == "required":
+            request["last_image_url"] = advise.PICTURE
+        return replace(_asked(job, request, contract), enhance_prompt=False)
+
+    return advise.compare(
+        (first, second),
+        (asked(first), asked(second)),
+        state.installed,
+        state.components,
+        foresight.imagine,
+        foresight.estimate,
+    )
+
+
+def _without_prompt(inner: Any) -> Any:
+    """A request for a question that the prompt does not matter to."""
+    return {"prompt": "x", **inner} if isinstance(inner, dict) else inner
+
+
+def _asked(job: Mapping[str, Any], inner: dict[str, Any] | None, contract: Contract) -> Request:
+    """The request inside a question."""
     if inner is None:
-        raise InvalidRequest("Give the request to plan for", field="/input/request")
+        raise InvalidRequest("Give the request that this is about", field="/input/request")
     try:
-        asked = request.parse({"id": job.get("id", "local"), "input": inner}, contract)
+        return request.parse({"id": job.get("id", "local"), "input": inner}, contract)
     except InvalidRequest as problem:
         # One level down from where the request would be if it were sent.
         pointer = (problem.field or "/input").replace("/input", "/input/request", 1)
         message = problem.message.replace("; /input/", "; /input/request/")
         raise InvalidRequest(message, field=pointer) from None
-    return references.plan_with(asked, replan)
 
 
 def _plan(planned: Plan) -> dict[str, Any]:

@@ -10,107 +10,55 @@ worker as it was. The plan is complete before anything is downloaded or the GPU 
 
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wan_worker import (
     callback,
-    chain,
     clips,
-    contract,
     delivery,
-    encode,
     estimate,
     hardware,
     info,
     lora_store,
     memory,
-    net,
     prompt,
     references,
     request,
     response,
     scratch,
     storage,
-    weights,
-    work,
 )
+from wan_worker import worker as workers
 from wan_worker.artifact import Artifact
-from wan_worker.catalog import MODELS, Installed
+from wan_worker.catalog import Installed
 from wan_worker.clips import Studio
-from wan_worker.components import Component, enhancer
-from wan_worker.contract import Contract
 from wan_worker.errors import (
     Canceled,
-    ConfigInvalid,
     DeadlineExceeded,
-    ModelCorrupt,
     ModelUnavailable,
     WorkerError,
     public_json,
 )
-from wan_worker.estimate import Estimate
 from wan_worker.faults import classify
-from wan_worker.hardware import Hardware
-from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
-from wan_worker.record import Record
 from wan_worker.request import Request
-from wan_worker.settings import Settings
-from wan_worker.tuning import Tuning
+from wan_worker.worker import Worker
+from wan_worker.worker import make as make_worker
 
 log = logging.getLogger(__name__)
 
+__all__ = ["Worker", "make_worker", "run"]
+
 CALLBACK_SECONDS = 20.0
 LAST_CALLBACK_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Worker:
-    """What all jobs share. The pool changes, only under the GPU lock; the record has its own."""
-
-    settings: Settings
-    contract: Contract
-    hardware: Hardware
-    policy: net.Policy
-    pool: Pool
-    ffmpeg: str
-    tuning: Tuning
-    record: Record = field(default_factory=Record)
-    gpu: threading.Lock = field(default_factory=threading.Lock)
-
-
-def make_worker(settings: Settings) -> Worker:
-    """Everything that is ready before the first job.
-
-    Raises:
-        ConfigInvalid: the schemas are broken, or DEFAULT_MODEL or PRELOAD_MODELS name no model.
-    """
-    named = {"DEFAULT_MODEL": [settings.default_model], "PRELOAD_MODELS": settings.preload_models}
-    for variable, names in named.items():
-        if any(name is not None and name not in MODELS for name in names):
-            raise ConfigInvalid(f"{variable}: must be one of {', '.join(MODELS)}")
-    machine = hardware.detect()
-    others = (enhancer(settings.enhancer_model),)
-    for line in weights.explain(settings.models_dir, settings.volume_dir, *others):
-        log.info("weights: %s", line)
-    return Worker(
-        settings=settings,
-        contract=contract.load(),
-        hardware=machine,
-        policy=net.Policy(allow_private=settings.allow_private_urls),
-        pool=Pool(machine),
-        ffmpeg=encode.find_ffmpeg(),
-        tuning=Tuning(settings.state_dir),
-    )
 
 
 @dataclass
@@ -119,6 +67,8 @@ class _Known:
 
     asked: Request | None = None
     planned: Plan | None = None
+    peak_bytes: int | None = None
+    """Of the GPU, measured."""
 
 
 def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, Any]:
@@ -146,6 +96,10 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
         answer = {"error": public_json(error, control.stage)}
         if error.refresh_worker:
             answer["refresh_worker"] = True
+    if error is not None:
+        worker.record.failed(error.code)
+    elif "metadata" in answer:
+        worker.record.completed(answer["metadata"], known.peak_bytes)
     _notify(job, answer, error, worker, known, control)
     return answer
 
@@ -155,12 +109,10 @@ def _serve(
 ) -> dict[str, Any]:
     control.enter("plan")
     if info.is_asked(job):
-        foresee = partial(_estimate, worker=worker)
-        replan = partial(_plan, worker=worker)
-        return info.answer(job, worker.contract, _state(worker), replan, foresee)
+        return info.answer(job, worker.contract, workers.state(worker), workers.foresight(worker))
     asked = known.asked = request.parse(job, worker.contract)
     destination = delivery.destination(asked, worker.settings, worker.policy)
-    replan = partial(_plan, worker=worker)
+    replan = partial(workers.planned, worker=worker)
     asked, planned = references.plan_with(asked, replan)
     known.planned = planned
     lora_store.check(asked.loras, worker.settings, worker.policy)
@@ -181,20 +133,22 @@ def _serve(
     ):
         control.enter("queue")
         with _exclusive(worker.gpu, control):
-            here = installed(worker)
+            here = workers.installed(worker)
             studio = Studio(
                 worker.pool,
                 worker.hardware,
                 here,
-                _extras(worker),
+                workers.extras(worker),
                 files,
                 worker.settings.placement,
                 worker.ffmpeg,
                 folder,
             )
-            expected = _estimate(asked, planned, worker)
+            expected = workers.estimated(asked, planned, worker)
             control.expect(expected)
+            hardware.forget_gpu_peak(worker.hardware)
             planned = clips.make(planned, pictures, studio, made, control)
+            known.peak_bytes = hardware.gpu_peak_bytes(worker.hardware)
         control.enter("upload")
         stored = delivery.deliver(made, asked, planned, destination, control)
         control.close_stage()
@@ -205,8 +159,8 @@ def _serve(
 
 def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
     """The plan with its prompt rewritten; the user's own, with a notice, where that fails."""
-    component, found = _enhancer(worker)
-    here = installed(worker)[planned.model.id]
+    component, found = workers.enhancer(worker)
+    here = workers.installed(worker)[planned.model.id]
     tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
 
     def load() -> prompt.Enhancer:
@@ -224,73 +178,6 @@ def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
         return len(reader(text, verbose=False).input_ids)
 
     return prompt.enhance(planned, load, lambda: worker.pool.drop(component), count_tokens, control)
-
-
-def _plan(asked: Request, worker: Worker) -> Plan:
-    settings = worker.settings
-    try:
-        here, machine = installed(worker), worker.tuning.known(hardware.refresh(worker.hardware))
-        planned = chain.make(
-            asked,
-            machine,
-            here,
-            settings.default_model,
-            _extras(worker),
-            settings.placement,
-            settings.weight_type,
-        )
-        if not asked.enhance_prompt:
-            return planned
-        return prompt.decide(planned, here[planned.model.id], machine, *_enhancer(worker))
-    except ModelUnavailable:
-        broken = weights.damaged(settings.models_dir)
-        if broken:
-            raise ModelCorrupt(
-                f"{', '.join(broken)}: files are missing or cut short; install the model again "
-                "with download_weights.py"
-            ) from None
-        raise
-
-
-def _estimate(asked: Request, planned: Plan, worker: Worker) -> Estimate:
-    """How long it will take once it has the GPU, as things are now."""
-    settings, pool = worker.settings, worker.pool
-    here = work.Here(
-        loaded=pool.loaded,
-        knows=pool.embeddings.knows,
-        imported="diffusers" in sys.modules,
-        to=delivery.place(asked, settings),
-    )
-    to_do = work.visits(planned, installed(worker), here)
-    return estimate.make(to_do, worker.record.samples, worker.hardware)
-
-
-def installed(worker: Worker) -> dict[str, Installed]:
-    """Asked for each job: weights may be installed while the worker runs."""
-    return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
-
-
-def _extras(worker: Worker) -> dict[str, Installed]:
-    return weights.extras(worker.settings.models_dir, worker.settings.volume_dir)
-
-
-def _state(worker: Worker) -> info.State:
-    models, volume = worker.settings.models_dir, worker.settings.volume_dir
-    return info.State(
-        hardware=hardware.refresh(worker.hardware),
-        installed=installed(worker),
-        components=weights.whole(models, volume),
-        damaged=weights.damaged(models),
-        loaded=worker.pool.loaded,
-        busy=worker.gpu.locked(),
-    )
-
-
-def _enhancer(worker: Worker) -> tuple[Component, weights.Found | None]:
-    """The language model that was configured, and where it is."""
-    settings = worker.settings
-    component = enhancer(settings.enhancer_model)
-    return component, weights.locate(component, settings.models_dir, settings.volume_dir)
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def _mode_and_preset(
     job_type, mode = fields.get("job_type"), fields.get("mode")
     if mode == "info":  # of a request inside one
         raise InvalidRequest("Must be one of: image, video", field="/input/mode")
-    for name in ("report", "request"):
+    for name in ("report", "request", "priority", "other"):
         if name in fields:
             raise InvalidRequest("Belongs to mode info", field=f"/input/{name}")
     if job_type is None:

@@ -26,7 +26,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +38,8 @@ from wan_worker.components import Component
 from wan_worker.errors import ModelCorrupt
 
 MANIFEST: Final = "manifest.json"
+CHECKED: Final = "checked.json"
+"""Beside the manifest, once every byte has been read against it."""
 TINY: Final = "tiny"
 """Stands where a repository's name would in the manifest of toy weights."""
 
@@ -68,6 +72,15 @@ class Found:
     tiny: bool
     where: str
     """Which of the places it is in, for the log."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """When every byte of a component was last read, and whether all of them were right."""
+
+    at: str
+    """ISO 8601, UTC."""
+    whole: bool
 
 
 def installed(models_dir: Path, volume: Path | None = None) -> dict[str, Installed]:
@@ -146,7 +159,9 @@ def damaged(models_dir: Path) -> tuple[str, ...]:
 
 
 def verify(models_dir: Path, component: Component) -> None:
-    """Read every byte of a component against its manifest.
+    """Read every byte of a component against its manifest, and leave a note of what came out.
+
+    Where the store can't be written, as in an image, there is no note.
 
     Raises:
         ModelCorrupt: naming the first file that is missing, short or different.
@@ -155,11 +170,53 @@ def verify(models_dir: Path, component: Component) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         raise ModelCorrupt(f"{component.name} is not installed or not complete")
-    for name, facts in manifest["files"].items():
-        if _sha256(folder / name) != facts["sha256"]:
-            raise ModelCorrupt(
-                f"{component.name}/{name} differs from its manifest; install the component again"
-            )
+    before = _stamp(folder, manifest)
+    files = manifest["files"].items()
+    name = next((n for n, facts in files if _sha256(folder / n) != facts["sha256"]), None)
+    note = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "whole": name is None,
+        "stamp": before,
+    }
+    with suppress(OSError):
+        (folder / CHECKED).write_text(json.dumps(note) + "\n", "utf-8")
+    if name is not None:
+        raise ModelCorrupt(
+            f"{component.name}/{name} differs from its manifest; install the component again"
+        )
+
+
+def checked(folder: Path) -> Checked | None:
+    """What the last reading of every byte came to; None where a file has changed since, or never.
+
+    Looks at sizes and times of change only.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    try:
+        note = json.loads((folder / CHECKED).read_text("utf-8"))
+        fresh = note["stamp"] == _stamp(folder, manifest)
+        return Checked(str(note["at"]), bool(note["whole"])) if fresh else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def checks(models_dir: Path, volume: Path | None = None) -> dict[str, Checked]:
+    """Of every component of the models that was checked as it is now, by name."""
+    found = {}
+    for component in components_of(list(MODELS)):
+        here = locate(component, models_dir, volume)
+        note = None if here is None else checked(here.folder)
+        if note is not None:
+            found[component.name] = note
+    return found
+
+
+def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Size and time of the last change, in whole seconds as image layers keep it, of each file."""
+    stats = {name: (folder / name).stat() for name in (MANIFEST, *manifest["files"])}
+    return {name: [stat.st_size, int(stat.st_mtime)] for name, stat in stats.items()}
 
 
 def seal(

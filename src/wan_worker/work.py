@@ -51,7 +51,7 @@ class Key(NamedTuple):
     of: str
     """The model, component, format or place that it depends on."""
     how: str
-    """On what, laid out how."""
+    """On what, laid out how, by which kernel."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,9 @@ def _denoise(planned: Plan, rows: int) -> Visit:
     forwards = 2 if planned.guidance_scale > 1 else 1
     reused = [spared for expert in planned.reused for spared in expert]
     reused = reused or [False] * planned.steps_taken
-    computed = Quantity(Key("step", model.id, how), flops, forwards)
-    spared = Quantity(Key("reused", model.id, how), flops, forwards)
+    chosen = f"{how} {planned.attention[0]}" + (f" x{planned.threads}" if planned.threads else "")
+    computed = Quantity(Key("step", model.id, chosen), flops, forwards)
+    spared = Quantity(Key("reused", model.id, chosen), flops, forwards)
     return Visit(
         "denoise",
         (Quantity(Key("begin", model.id, how), encoded),),

@@ -1,0 +1,187 @@
+"""What do all jobs share, and what follows from it for a request: the plan, its time, the answers?
+
+One ``Worker`` is made at the process's start. What can change while it runs is asked anew for each
+job: which weights are installed, and what others hold of the GPU.
+Not covered: carrying a job out (job).
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from wan_worker import (
+    advise,
+    chain,
+    components,
+    contract,
+    delivery,
+    encode,
+    estimate,
+    hardware,
+    info,
+    net,
+    prompt,
+    weights,
+    work,
+)
+from wan_worker.catalog import MODELS, Installed
+from wan_worker.components import Component
+from wan_worker.contract import Contract
+from wan_worker.errors import ConfigInvalid, ModelCorrupt, ModelUnavailable
+from wan_worker.estimate import Estimate
+from wan_worker.hardware import Hardware
+from wan_worker.pipelines import Pool
+from wan_worker.plan import Plan
+from wan_worker.record import Record
+from wan_worker.request import Request
+from wan_worker.settings import Settings
+from wan_worker.tuning import Tuning
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What all jobs share. The pool changes, only under the GPU lock; the record has its own."""
+
+    settings: Settings
+    contract: Contract
+    hardware: Hardware
+    policy: net.Policy
+    pool: Pool
+    ffmpeg: str
+    tuning: Tuning
+    record: Record = field(default_factory=Record)
+    gpu: threading.Lock = field(default_factory=threading.Lock)
+
+
+def make(settings: Settings) -> Worker:
+    """Everything that is ready before the first job.
+
+    Raises:
+        ConfigInvalid: the schemas are broken, or DEFAULT_MODEL or PRELOAD_MODELS name no model.
+    """
+    named = {"DEFAULT_MODEL": [settings.default_model], "PRELOAD_MODELS": settings.preload_models}
+    for variable, names in named.items():
+        if any(name is not None and name not in MODELS for name in names):
+            raise ConfigInvalid(f"{variable}: must be one of {', '.join(MODELS)}")
+    machine = hardware.detect()
+    others = (components.enhancer(settings.enhancer_model),)
+    for line in weights.explain(settings.models_dir, settings.volume_dir, *others):
+        log.info("weights: %s", line)
+    return Worker(
+        settings=settings,
+        contract=contract.load(),
+        hardware=machine,
+        policy=net.Policy(allow_private=settings.allow_private_urls),
+        pool=Pool(machine),
+        ffmpeg=encode.find_ffmpeg(),
+        tuning=Tuning(settings.state_dir),
+    )
+
+
+def planned(asked: Request, worker: Worker) -> Plan:
+    """What is to be done for a request, on this machine as it is now.
+
+    Raises:
+        WorkerError: as the planner refuses it; ModelCorrupt where weights were whole once.
+    """
+    settings = worker.settings
+    try:
+        here, machine = installed(worker), worker.tuning.known(hardware.refresh(worker.hardware))
+        plan = chain.make(
+            asked,
+            machine,
+            here,
+            settings.default_model,
+            extras(worker),
+            settings.placement,
+            settings.weight_type,
+        )
+        if not asked.enhance_prompt:
+            return plan
+        return prompt.decide(plan, here[plan.model.id], machine, *enhancer(worker))
+    except ModelUnavailable:
+        broken = weights.damaged(settings.models_dir)
+        if broken:
+            raise ModelCorrupt(
+                f"{', '.join(broken)}: files are missing or cut short; install the model again "
+                "with download_weights.py"
+            ) from None
+        raise
+
+
+def estimated(
+    asked: Request,
+    plan: Plan,
+    worker: Worker,
+    here: Mapping[str, Installed] | None = None,
+) -> Estimate:
+    """How long it takes once it has the GPU, as things are now.
+
+    Args:
+        here: what is installed, for somebody who has looked already.
+    """
+    settings, pool = worker.settings, worker.pool
+    done = work.Here(
+        loaded=pool.loaded,
+        knows=pool.embeddings.knows,
+        imported="diffusers" in sys.modules,
+        to=delivery.place(asked, settings),
+    )
+    to_do = work.visits(plan, installed(worker) if here is None else here, done)
+    return estimate.make(to_do, worker.record.samples, worker.hardware)
+
+
+def foresight(worker: Worker) -> info.Foresight:
+    """What questions about jobs are answered by."""
+    settings, here = worker.settings, installed(worker)
+    machine = worker.tuning.known(hardware.refresh(worker.hardware))
+    everything, beside = advise.complete(here), advise.complete_extras(extras(worker))
+
+    def imagine(asked: Request) -> Plan:
+        return chain.make(
+            asked, machine, everything, None, beside, settings.placement, settings.weight_type
+        )
+
+    return info.Foresight(
+        replan=partial(planned, worker=worker),
+        imagine=imagine,
+        estimate=partial(estimated, worker=worker, here=here),
+    )
+
+
+def installed(worker: Worker) -> dict[str, Installed]:
+    """Asked for each job: weights may be installed while the worker runs."""
+    return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
+
+
+def extras(worker: Worker) -> dict[str, Installed]:
+    """Components beside the models, by name."""
+    return weights.extras(worker.settings.models_dir, worker.settings.volume_dir)
+
+
+def state(worker: Worker) -> info.State:
+    """What questions about the worker are answered from."""
+    models, volume = worker.settings.models_dir, worker.settings.volume_dir
+    return info.State(
+        hardware=hardware.refresh(worker.hardware),
+        installed=installed(worker),
+        components=weights.whole(models, volume),
+        damaged=weights.damaged(models),
+        loaded=worker.pool.loaded,
+        busy=worker.gpu.locked(),
+        checks=weights.checks(models, volume),
+        history=worker.record.history,
+        process_peak_bytes=hardware.process_peak_bytes(),
+    )
+
+
+def enhancer(worker: Worker) -> tuple[Component, weights.Found | None]:
+    """The language model that was configured, and where it is."""
+    settings = worker.settings
+    component = components.enhancer(settings.enhancer_model)
+    return component, weights.locate(component, settings.models_dir, settings.volume_dir)
