@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 
 from wan_worker import chain, contract, images, net
 from wan_worker import job as jobs
+from wan_worker import worker as workers
 from wan_worker.catalog import MODELS, Installed
 from wan_worker.errors import ImageRejected, Unsupported
 from wan_worker.progress import Control
@@ -157,8 +158,8 @@ def planner_watched(worker: jobs.Worker) -> Iterator[list[Any]]:
     here = {model: Installed({"a": 1}, True) for model in MODELS}
     with (
         mock.patch.object(chain, "make", watched),
-        mock.patch.object(jobs, "installed", lambda _worker: here),
-        mock.patch.object(jobs, "_extras", lambda _worker: here),
+        mock.patch.object(workers, "installed", lambda _worker: here),
+        mock.patch.object(workers, "extras", lambda _worker: here),
     ):
         yield calls
 

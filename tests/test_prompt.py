@@ -141,7 +141,7 @@ def test_each_prompt_of_a_list_is_rewritten_for_itself(
 def test_a_failed_jobs_manifest_has_the_prompt_that_made_its_files(
     worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = jobs.encode.write, []
+    write, written = encode.write, []
 
     def fail_second(*args: Any) -> int:
         if written:
