@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 from wan_worker.activations import SHAPES, Shape, latent_frames
 from wan_worker.catalog import MAX_PROMPT_TOKENS, Installed, Model
 from wan_worker.components import CLIP, VAE_2_2
+from wan_worker.exact import Exact
 from wan_worker.plan import Plan, job_of
 
 Stage = Literal["load", "prompt", "denoise", "decode_encode", "upload"]
@@ -197,7 +198,6 @@ def _prompt(planned: Plan, installed: Mapping[str, Installed], here: Here) -> Vi
 def _denoise(planned: Plan, rows: int) -> Visit:
     """Of so many outputs at a time."""
     model, how = planned.model, _how(planned)
-    how += " together" if planned.exact.guided_together else ""
     job = job_of(planned)
     count = latent_frames(job) * (job.pixels // model.grid**2)
     shape = TOY if planned.tiny else SHAPES[model.id]
@@ -210,7 +210,7 @@ def _denoise(planned: Plan, rows: int) -> Visit:
     forwards = 2 if planned.guidance_scale > 1 else 1
     reused = [spared for expert in planned.reused for spared in expert]
     reused = reused or [False] * planned.steps_taken
-    chosen = f"{how} {planned.attention[0]}" + (f" x{planned.threads}" if planned.threads else "")
+    chosen = f"{how}{_computed(planned.exact)}"
     computed = Quantity(Key("step", model.id, chosen), flops, forwards)
     spared = Quantity(Key("reused", model.id, chosen), flops, forwards)
     return Visit(
@@ -248,6 +248,12 @@ def _how(planned: Plan) -> str:
     adapted = " lora" if planned.loras or planned.turbo else ""
     layout = planned.layout
     return f"{planned.device} {layout.placement} {layout.weight_type}{adapted}{_toy(planned)}"
+
+
+def _computed(exact: Exact) -> str:
+    """Ways to compute the same that differ in speed."""
+    threads = "" if exact.threads is None else f" {exact.threads} threads"
+    return f" {exact.attention[0]}{threads}{' together' if exact.guided_together else ''}"
 
 
 def _toy(planned: Plan) -> str:
