@@ -96,10 +96,11 @@ ORDER = [
         "preload",
         "doctor",
     ),
-    *("ledger", "watchers", "engine", "aftermath", "dispatch"),
+    *("line", "ledger", "watchers", "engine", "aftermath", "dispatch", "installer", "downloads"),
     *(
         "refusals",
         "access",
+        "bodies",
         "api_parts",
         "api_generation",
         "live",

@@ -23,6 +23,7 @@ from wan_worker import api_generation, api_models, api_system, contract, live, l
 from wan_worker.access import Access
 from wan_worker.api_parts import AnsweredError, Parts
 from wan_worker.dispatch import Dispatcher
+from wan_worker.downloads import Downloads
 from wan_worker.errors import ConfigInvalid, WorkerError
 from wan_worker.ledger import FILE, Ledger, alone
 from wan_worker.refusals import Refusal, failed, refused
@@ -41,7 +42,8 @@ def make_parts(settings: Settings) -> Parts:
     """
     ledger, watchers = Ledger(settings.state_dir / FILE), Watchers()
     dispatcher = Dispatcher(settings, ledger, watchers)
-    return Parts(settings, contract.load(), ledger, watchers, dispatcher)
+    downloads = Downloads(settings.models_dir)
+    return Parts(settings, contract.load(), ledger, watchers, dispatcher, downloads)
 
 
 def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastAPI:
@@ -58,6 +60,7 @@ def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastA
         try:
             yield
         finally:
+            await parts.downloads.stop()
             await parts.dispatcher.stop()
             await asyncio.gather(running, return_exceptions=True)
             parts.ledger.close()

@@ -1,43 +1,112 @@
-"""Routes: which models are here, what can one do, and is it well?
+"""Routes: which models are here and whole, and getting the others.
 
-Not covered: the answers themselves (info).
+Not covered: what a model can do, and which one to take (api_reports).
 """
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body, Depends
+from fastapi.responses import JSONResponse
 
+from wan_worker import weights
+from wan_worker.access import admin_only
 from wan_worker.api_parts import Parts, model_id
+from wan_worker.bodies import Download as DownloadBody
+from wan_worker.bodies import Downloads, ModelName, Verified, refusals
+from wan_worker.catalog import EXTRAS, components_of
+from wan_worker.downloads import Busy
+from wan_worker.errors import ModelCorrupt
+from wan_worker.refusals import Refusal
+
+ADMIN = [Depends(admin_only)]
 
 
 def router(parts: Parts) -> APIRouter:
-    routes = APIRouter(prefix="/api/v1")
+    routes = APIRouter(prefix="/api/v1/models", tags=["models"])
+    verifying = asyncio.Lock()
 
-    @routes.get("/models/status", tags=["models"])
+    @routes.get("/status", responses=refusals(503))
     async def status() -> dict[str, Any]:
         """Every model: installed or not, and what it takes."""
         return await parts.ask("models")
 
-    @routes.get("/models/status/{model_type}", tags=["models"])
+    @routes.get("/status/{model_type}", responses=refusals(404, 503))
     async def status_of(model_type: str) -> dict[str, Any]:
         """One model: installed or not, and what it takes."""
-        return await _status(model_type, parts)
+        return await parts.model(model_type)
 
-    @routes.get("/models/health", tags=["models"])
+    @routes.get("/health", responses=refusals(503))
     async def health() -> dict[str, Any]:
-        """The machine and the weights on it."""
+        """The machine, and the weights on it."""
         return await parts.ask("health")
 
-    @routes.get("/wan-models/capabilities/{model_type}", tags=["wan-models"])
-    async def capabilities(model_type: str) -> dict[str, Any]:
-        """What a model can do, and what it is best at."""
-        return await parts.ask("capabilities", model=model_id(model_type))
+    @routes.post(
+        "/download",
+        status_code=202,
+        dependencies=ADMIN,
+        response_model=DownloadBody,
+        responses=refusals(403, 404, 409, 422),
+    )
+    async def download(wanted: ModelName = Body()) -> Any:  # noqa: B008 (FastAPI's way)
+        """Download a model, or go on where a download of it was broken off. One at a time."""
+        try:
+            return parts.downloads.start(_downloadable(wanted.model)).public()
+        except Busy as busy:
+            raise Refusal(
+                409, "CONFLICT", f"{busy.model} is being downloaded; one at a time"
+            ) from None
+
+    @routes.get("/download/progress", response_model=Downloads)
+    async def progress() -> Any:
+        """How far the downloads are that were asked for since the server started."""
+        return {"downloads": [each.public() for each in parts.downloads.known()]}
+
+    @routes.delete(
+        "/download/{model}",
+        dependencies=ADMIN,
+        response_model=DownloadBody,
+        responses=refusals(403, 404, 409),
+    )
+    async def cancel(model: str) -> Any:
+        """End a download; what has arrived is kept for the next try."""
+        ended = parts.downloads.cancel(_downloadable(model))
+        if ended is None:
+            raise Refusal(409, "CONFLICT", "That model is not being downloaded")
+        return ended.public()
+
+    @routes.post(
+        "/verify/{model_type}",
+        responses={200: {"model": Verified}, **refusals(404, 409)},
+    )
+    async def verify(model_type: str) -> JSONResponse:
+        """Read every byte of a model's weights against their hashes; may take minutes."""
+        model = _downloadable(model_type)
+        if verifying.locked():
+            raise Refusal(409, "CONFLICT", "Another model is being verified; try again later")
+        async with verifying:
+            problems = await asyncio.to_thread(_problems, model, parts)
+        return JSONResponse({"model": model, "ok": not problems, "problems": problems})
 
     return routes
 
 
-async def _status(name: str, parts: Parts) -> dict[str, Any]:
-    wanted = model_id(name)
-    told = await parts.ask("models")
-    found: dict[str, Any] = next(model for model in told["models"] if model["id"] == wanted)
+def _downloadable(name: str) -> str:
+    """A model, or what is installed by its own name beside the models.
+
+    Raises:
+        Refusal: 404.
+    """
+    return name.lower() if name.lower() in EXTRAS else model_id(name)
+
+
+def _problems(model: str, parts: Parts) -> list[str]:
+    found = []
+    for component in components_of([model]):
+        try:
+            weights.verify(parts.settings.models_dir, component)
+        except ModelCorrupt as problem:
+            found.append(problem.message)
+        except OSError as problem:
+            found.append(f"{component.name} can't be read ({type(problem).__name__})")
     return found

@@ -1,6 +1,6 @@
 """What do all routes of the HTTP API share? The server's parts, and the question to the engine.
 
-Not covered: the routes (api_generation, api_models, api_system).
+Not covered: the routes (api_generation and the other families).
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Any
 from wan_worker.catalog import MODELS, OTHER_NAMES
 from wan_worker.contract import Contract
 from wan_worker.dispatch import Dispatcher, NotReady
+from wan_worker.downloads import Downloads
 from wan_worker.ledger import Ledger
 from wan_worker.refusals import not_found, not_ready
 from wan_worker.settings import Settings
@@ -37,6 +38,7 @@ class Parts:
     ledger: Ledger
     watchers: Watchers
     dispatcher: Dispatcher
+    downloads: Downloads
 
     async def ask(self, report: str, **fields: Any) -> dict[str, Any]:
         """The answer of ``mode: info`` to one question.
@@ -53,6 +55,17 @@ class Parts:
             raise AnsweredError(json.loads(answer["error"]))
         told: dict[str, Any] = answer["info"]
         return told
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """What ``report: models`` tells of one.
+
+        Raises:
+            Refusal: 404, or 503.
+        """
+        wanted = model_id(name)
+        told = await self.ask("models")
+        found: dict[str, Any] = next(each for each in told["models"] if each["id"] == wanted)
+        return found
 
 
 def model_id(name: str) -> str:

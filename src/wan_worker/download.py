@@ -92,6 +92,8 @@ def install(
                 continue
             sources.append(source)
         _check_space(models_dir, sources)
+        wanted = (file for s in sources for file in _wanted(s.component, s.files))
+        hub.tally.wanted = sum(file.size for file in wanted)
         for source in sources:
             _install(models_dir, source, hub, report)
     except OSError as error:
@@ -256,7 +258,9 @@ def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
     stop = threading.Event()
 
     def bring(file: RemoteFile) -> None:
-        if not (partial / file.name).exists():
+        if (partial / file.name).exists():
+            hub.tally.has(source.repository.name, file.path, file.size)
+        else:
             hub.get(source.repository, file, arriving / file.name, stop)
             _place(arriving / file.name, partial / file.name, component)
 

@@ -21,10 +21,8 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import Any, BinaryIO, Final
 
 from wan_worker import job as jobs
@@ -32,6 +30,7 @@ from wan_worker import logs, preload, scratch
 from wan_worker.errors import Canceled, ConfigInvalid, public_json
 from wan_worker.job import Worker
 from wan_worker.ledger import FILE, Ledger
+from wan_worker.line import Line, own_line
 from wan_worker.progress import Control, Preview, Viewer
 from wan_worker.settings import Settings, from_env
 
@@ -42,20 +41,6 @@ QUESTIONS: Final = 4
 
 STOP_SECONDS: Final = 5.0
 """For the running jobs to unwind, when the line closes."""
-
-
-class Line:
-    """Messages to the parent, from any thread. What a parent that is gone would miss is dropped."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._lock = threading.Lock()
-
-    def say(self, kind: str, **facts: Any) -> None:
-        text = json.dumps({"say": kind} | facts) + "\n"
-        with self._lock, suppress(OSError, ValueError):
-            self._file.write(text.encode())
-            self._file.flush()
 
 
 class Engine:
@@ -136,17 +121,10 @@ class Engine:
         self._line.say("answer", number=number, answer=answer)
 
 
-def _own_line() -> BinaryIO:
-    """Standard output for messages alone: what libraries print goes to standard error."""
-    line = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return line
-
-
 def main() -> int:
     # Ctrl-C in a terminal reaches the whole group; the server decides what becomes of the jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line = Line(_own_line())
+    line = own_line()
     try:
         settings: Settings = from_env(os.environ)
         logs.start(settings.log_level)

@@ -83,6 +83,25 @@ class Repository:
         return {f.name: f for f in self.files if f.path == prefix + f.name}
 
 
+class Tally:
+    """How many bytes of those that are wanted are here; from any thread.
+
+    A file may be told again, when it goes on after a break or has to come anew.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self._here: dict[tuple[str, str], int] = {}
+
+    @property
+    def here(self) -> int:
+        return sum(list(self._here.values()))
+
+    def has(self, repository: str, path: str, count: int) -> None:
+        """So many bytes of a file are here now."""
+        self._here[repository, path] = count
+
+
 class Hub:
     """The Hugging Face Hub, or what HF_ENDPOINT names in its place."""
 
@@ -91,7 +110,9 @@ class Hub:
         token: Secret | None = None,
         endpoint: str | None = None,
         wait: Callable[[threading.Event, float], object] = threading.Event.wait,
+        tally: Tally | None = None,
     ) -> None:
+        self.tally = tally or Tally()
         self._token = token
         self._endpoint = endpoint
         self._wait = wait
@@ -172,6 +193,7 @@ class Hub:
 
         with target.open("ab") as out:
             have = out.tell()
+            self.tally.has(repository.name, file.path, have)
             if have >= file.size:
                 return
             headers = {} if file.url else build_hf_headers(token=self._plain_token())
@@ -205,6 +227,7 @@ class Hub:
                         if len(piece) > room:
                             break  # more than is stated: never more on disk than that
                         bar.update(len(piece))
+                        self.tally.has(repository.name, file.path, out.tell())
         if _size(target) < file.size:
             raise httpx2.RemoteProtocolError("the body ended early")
 

@@ -58,6 +58,8 @@ class Settings:
     """The operator's choices, checked. Sizes are bytes, times are seconds."""
 
     models_dir: Path = Path("models")
+    hub_token: Secret | None = None
+    """For repositories on the Hub that ask for one."""
     volume_dir: Path = Path("/runpod-volume")
     """RunPod's network volume, looked at for weights where it is mounted."""
     default_model: str | None = None
@@ -121,6 +123,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
 
     settings = Settings(
         models_dir=read("MODELS_DIR", Path, Settings.models_dir),
+        hub_token=read("HF_TOKEN", Secret, None),
         default_model=read("DEFAULT_MODEL", str, None),
         preload_models=read("PRELOAD_MODELS", _names, ()),
         bucket=_bucket(env, problems),

@@ -1,0 +1,178 @@
+"""What do the HTTP API's bodies look like? For its OpenAPI document.
+
+Not covered: requests for generation and their results, which schemas/ describes, and the reports of
+``mode: info``.
+"""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Time = str | None
+
+
+class Error(BaseModel):
+    """Why a request, or a job, failed."""
+
+    code: str = Field(description="Stands for the reason; the README lists them.")
+    message: str = Field(description="What is wrong and what to do, for a person.")
+    field: str | None = Field(description="JSON pointer of the field at fault, if one is.")
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    stage: str = Field(description="What the job, or the server, was at.")
+
+
+class Refused(BaseModel):
+    """The body of every answer but 2xx and 3xx."""
+
+    error: Error
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": {
+                    "code": "INVALID_REQUEST",
+                    "message": "Must look like 832x480",
+                    "field": "/size",
+                    "retryable": False,
+                    "stage": "plan",
+                }
+            }
+        }
+    )
+
+
+class Links(BaseModel):
+    """Paths on this server."""
+
+    self: str
+    cancel: str
+    events: str = Field(description="Server-sent events.")
+    live: str = Field(description="The same by WebSocket.")
+
+
+class Submitted(BaseModel):
+    """A job that has been taken."""
+
+    task_id: str
+    status: Literal["queued", "running", "completed", "failed", "canceled"]
+    position: int | None = Field(description="Jobs that wait before it; null when it runs.")
+    links: Links
+
+
+class Job(Submitted):
+    """A job as it stands."""
+
+    submitted_at: str = Field(description="ISO 8601, as are the other times.")
+    started_at: Time
+    ended_at: Time
+    progress: dict[str, Any] | None = Field(
+        description="While it runs: stage, step, steps, seconds_left, message, number."
+    )
+    request: dict[str, Any] = Field(description="As submitted, with a word for each picture.")
+    result: dict[str, Any] | None = Field(
+        description="Of a completed job: schemas/response.schema.json, files by this server's URLs."
+    )
+    error: Error | None = Field(description="Of one that failed or was cancelled.")
+
+
+class History(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[Job]
+    before: int | None = Field(description="Ask with this for the next page; null on the last.")
+
+
+class ModelName(BaseModel):
+    """Which model."""
+
+    model: str = Field(
+        max_length=100,
+        description="An id, Wan's own task name, or the name of an extra such as an upscaler.",
+    )
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"model": "wan2.1-t2v-1.3b"}}
+    )
+
+
+class Download(BaseModel):
+    """The latest download of one model."""
+
+    model: str
+    status: Literal["downloading", "completed", "failed", "canceled"]
+    bytes_done: int
+    bytes_total: int
+    message: str
+    started_at: float
+    ended_at: float | None
+    error: Error | None
+
+
+class Downloads(BaseModel):
+    """All that were asked for since the server started."""
+
+    downloads: list[Download]
+
+
+class Verified(BaseModel):
+    """Whether weights are what their manifests say."""
+
+    model: str
+    ok: bool
+    problems: list[str]
+
+
+class Queue(BaseModel):
+    """How full the queue is."""
+
+    queued: int
+    running: int
+    limit: int
+
+
+class Health(BaseModel):
+    """Whether jobs are being worked off."""
+
+    status: str = Field(description="ok, or what the engine is at.")
+    engine: Literal["starting", "ready", "restarting", "unfit", "stopped"]
+    restarts: int = Field(description="Of the engine, since the server started.")
+    queue: Queue
+
+
+class Alert(BaseModel):
+    """Something that a person should look at."""
+
+    level: Literal["warning", "critical"]
+    code: str
+    message: str
+
+
+class Alerts(BaseModel):
+    """None where all is well."""
+
+    alerts: list[Alert]
+
+
+_REFUSALS: Final = {
+    400: "The request is no HTTP or JSON that can be read",
+    401: "No key, or a wrong one",
+    403: "Not for you: another origin's page, or the admin key is needed",
+    404: "There is no such thing",
+    409: "Not as things stand",
+    413: "The body is too large",
+    415: "The body is not sent as JSON",
+    422: "The request breaks a rule; `field` says where",
+    429: "The queue is full; try again after Retry-After",
+    503: "The engine is starting; try again after Retry-After",
+}
+
+EVERYWHERE: Final = (401, 403)
+WITH_BODY: Final = (400, 413, 415, 422)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For ``responses``: these, each with the one form that all refusals have."""
+    return {
+        status: {"model": Refused, "description": _REFUSALS[status]}
+        for status in sorted({*statuses, *EVERYWHERE})
+    }
