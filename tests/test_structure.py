@@ -105,6 +105,8 @@ ORDER = [
         "api_generation",
         "live",
         "api_models",
+        "alerts",
+        "api_reports",
         "api_system",
         "page",
         "api",

@@ -3,7 +3,7 @@
     python -m wan_worker.api         or `make api`; with src on PYTHONPATH
 
 This process never imports torch: jobs run in another (engine).
-Not covered: what the routes answer (api_generation, api_models, api_system).
+Not covered: what the routes answer (api_generation, live, api_models, api_reports, api_system, page).
 """
 
 import asyncio
@@ -19,7 +19,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from wan_worker import api_generation, api_models, api_system, contract, live, logs, page
+from wan_worker import (
+    api_generation,
+    api_models,
+    api_reports,
+    api_system,
+    contract,
+    live,
+    logs,
+    page,
+)
 from wan_worker.access import Access
 from wan_worker.api_parts import AnsweredError, Parts
 from wan_worker.dispatch import Dispatcher
@@ -66,7 +75,7 @@ def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastA
             parts.ledger.close()
 
     app = FastAPI(title="Wan worker", version="1", lifespan=lifespan, redirect_slashes=False)
-    for family in (api_generation, live, api_models, api_system, page):
+    for family in (api_generation, live, api_models, api_reports, api_system, page):
         app.include_router(family.router(parts))
     _say_no(app)
     app.add_middleware(Access, settings=parts.settings)

@@ -56,6 +56,15 @@ class Parts:
         told: dict[str, Any] = answer["info"]
         return told
 
+    def queue(self) -> dict[str, int]:
+        """How full the queue is."""
+        counts = self.ledger.counts()
+        return {
+            "queued": counts["queued"],
+            "running": counts["running"],
+            "limit": self.settings.queue_limit,
+        }
+
     async def model(self, name: str) -> dict[str, Any]:
         """What ``report: models`` tells of one.
 

@@ -9,26 +9,22 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from wan_worker.api_parts import Parts
+from wan_worker.bodies import Health
 
 
 def router(parts: Parts) -> APIRouter:
     routes = APIRouter(tags=["system"])
 
-    @routes.get("/health")
-    @routes.get("/v2/health")
-    async def health() -> dict[str, Any]:
+    @routes.get("/health", response_model=Health)
+    @routes.get("/v2/health", response_model=Health)
+    async def health() -> Any:
         """Whether jobs are being worked off."""
-        counts = parts.ledger.counts()
         state = parts.dispatcher.state
         return {
             "status": "ok" if state == "ready" else state,
             "engine": state,
             "restarts": parts.dispatcher.restarts,
-            "queue": {
-                "queued": counts["queued"],
-                "running": counts["running"],
-                "limit": parts.settings.queue_limit,
-            },
+            "queue": parts.queue(),
         }
 
     @routes.get("/ping", responses={204: {"description": "Starting"}})

@@ -153,6 +153,53 @@ class Alerts(BaseModel):
     alerts: list[Alert]
 
 
+class ModelHealth(BaseModel):
+    """Whether a model can serve jobs."""
+
+    model: str
+    healthy: bool
+    status: Literal["installed", "damaged", "missing"]
+    loaded: bool = Field(description="All of it is in memory.")
+    weights: Literal["tiny", "full"] | None
+    verified: dict[str, Any] | None = Field(
+        description="When every byte was read, and what came of it; null where none was."
+    )
+    problems: list[str]
+
+
+class Hardware(BaseModel):
+    """The machine that generates."""
+
+    device: str
+    name: str
+    memory_gb: float
+    free_gb: float
+    reason: str
+
+
+class PerformanceStatus(BaseModel):
+    """The machine at this moment."""
+
+    busy: bool = Field(description="A job has the GPU.")
+    hardware: Hardware
+    loaded: list[str] = Field(description="Components in memory.")
+    load_average: float = Field(description="Of the last minute: processes that wanted a core.")
+    free_bytes: dict[str, int] = Field(description="Of the disks that jobs write to.")
+    queue: Queue
+
+
+class Overview(BaseModel):
+    """The whole in a few figures."""
+
+    engine: str
+    hardware: Hardware | None = Field(description="null while the engine starts.")
+    models: list[str] = Field(description="Those that are installed.")
+    jobs: dict[str, int] = Field(description="By status.")
+    queue: Queue
+    download: Download | None
+    alerts: list[Alert]
+
+
 _REFUSALS: Final = {
     400: "The request is no HTTP or JSON that can be read",
     401: "No key, or a wrong one",

@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -104,6 +106,8 @@ class Dispatcher:
         self._numbers = 0
         self._stop = asyncio.Event()
         self.state: State = "starting"
+        self.restarted_at: deque[float] = deque(maxlen=100)
+        """The last times, in seconds since 1970."""
         self.restarts = 0
         self.problem: str | None = None
         """Why the engine is not there."""
@@ -125,6 +129,7 @@ class Dispatcher:
                 raise ConfigInvalid(self.problem or "")
             failures = 1 if worked else failures + 1
             self.restarts += 1
+            self.restarted_at.append(time.time())
             if self.state != "unfit":
                 self.state = "restarting"
             await self._rest(PAUSES[min(failures, len(PAUSES)) - 1])
