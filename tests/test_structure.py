@@ -101,6 +101,7 @@ ORDER = [
         "refusals",
         "access",
         "bodies",
+        "openapi",
         "api_parts",
         "api_generation",
         "live",

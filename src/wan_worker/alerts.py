@@ -120,9 +120,8 @@ def _jobs(now: Now) -> list[Alert]:
     if failed < FAILURES or failed * 2 < len(recent):
         return []
     most = ", ".join(f"{code} {count} times" for code, count in codes.most_common(3))
-    return [Alert(
-        "warning", "JOBS_FAIL", f"{failed} of the last {len(recent)} jobs of this hour failed: {most}"
-    )]  # fmt: skip
+    share = f"{failed} of the last {len(recent)} jobs"
+    return [Alert("warning", "JOBS_FAIL", f"{share} of this hour failed: {most}")]
 
 
 def _codes(kind: type[WorkerError]) -> set[str]:

@@ -3,7 +3,7 @@
     python -m wan_worker.api         or `make api`; with src on PYTHONPATH
 
 This process never imports torch: jobs run in another (engine).
-Not covered: what the routes answer (api_generation, live, api_models, api_reports, api_system, page).
+Not covered: what the routes answer (live, page, and what begins with api_).
 """
 
 import asyncio
@@ -27,10 +27,12 @@ from wan_worker import (
     contract,
     live,
     logs,
+    openapi,
     page,
 )
 from wan_worker.access import Access
 from wan_worker.api_parts import AnsweredError, Parts
+from wan_worker.bodies import EVERYWHERE, refusals
 from wan_worker.dispatch import Dispatcher
 from wan_worker.downloads import Downloads
 from wan_worker.errors import ConfigInvalid, WorkerError
@@ -74,7 +76,14 @@ def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastA
             await asyncio.gather(running, return_exceptions=True)
             parts.ledger.close()
 
-    app = FastAPI(title="Wan worker", version="1", lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Wan worker",
+        version="1",
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would go to whatever Host says
+        responses=refusals(*EVERYWHERE),
+    )
+    openapi.install(app)
     for family in (api_generation, live, api_models, api_reports, api_system, page):
         app.include_router(family.router(parts))
     _say_no(app)

@@ -15,10 +15,12 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 
 from wan_worker import request as requests
 from wan_worker.api_parts import AnsweredError, Parts
+from wan_worker.bodies import History, Job, Submitted, refusals
 from wan_worker.catalog import MODELS
 from wan_worker.choose import accelerates
 from wan_worker.errors import InvalidRequest
 from wan_worker.ledger import Entry, QueueFull, Status
+from wan_worker.openapi import ENHANCED, REQUEST, body_of, told
 from wan_worker.refusals import Refusal, not_found, pointed
 from wan_worker.settings import Settings
 
@@ -27,14 +29,28 @@ BASE: Final = "/api/v1/generation"
 
 def router(parts: Parts) -> APIRouter:
     routes = APIRouter(prefix=BASE, tags=["generation"])
+    ending: dict[str, Any] = {
+        "status_code": 202,
+        "responses": {202: {"model": Job}, **refusals(404, 409)},
+    }
 
-    @routes.post("/submit", status_code=202)
+    @routes.post(
+        "/submit",
+        status_code=202,
+        openapi_extra=body_of(REQUEST),
+        responses={202: {"model": Submitted}, **refusals(422, 429)},
+    )
     async def submit(request: Request) -> JSONResponse:
         """Put a job into the queue."""
         given = _fields(await request.body())
         return await _submitted(given, parts)
 
-    @routes.post("/enhanced/submit", status_code=202)
+    @routes.post(
+        "/enhanced/submit",
+        status_code=202,
+        openapi_extra=body_of(ENHANCED),
+        responses={202: {"model": Submitted}, **refusals(422, 429, 503)},
+    )
     async def submit_enhanced(request: Request) -> JSONResponse:
         """Put a job into the queue, made faster where its model allows it."""
         given = _fields(await request.body())
@@ -44,7 +60,12 @@ def router(parts: Parts) -> APIRouter:
         chosen = await _optimized(given, wanted, parts)
         return await _submitted(given | chosen, parts)
 
-    @routes.post("/plan")
+    @routes.post(
+        "/plan",
+        openapi_extra=body_of(REQUEST),
+        response_model=None,
+        responses={**told("plan"), **refusals(409, 422, 503, 507)},
+    )
     async def plan(request: Request) -> JSONResponse:
         """What would be done for a request, why, and how long it would take; nothing is made."""
         given = _fields(await request.body())
@@ -53,7 +74,7 @@ def router(parts: Parts) -> APIRouter:
         except AnsweredError as problem:
             raise AnsweredError(_lifted(problem.error)) from None
 
-    @routes.get("")
+    @routes.get("", responses={200: {"model": History}, **refusals(422)})
     async def history(
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         status: Status | None = None,
@@ -64,13 +85,13 @@ def router(parts: Parts) -> APIRouter:
         following = found[-1].place if len(found) == limit else None
         return JSONResponse({"jobs": [shown(entry, parts) for entry in found], "before": following})
 
-    @routes.get("/{task_id}")
+    @routes.get("/{task_id}", responses={200: {"model": Job}, **refusals(404)})
     async def look(task_id: str) -> JSONResponse:
         """How a job is."""
         return JSONResponse(shown(entry_of(task_id, parts), parts))
 
-    @routes.post("/{task_id}/cancel")
-    @routes.delete("/{task_id}")
+    @routes.post("/{task_id}/cancel", **ending)
+    @routes.delete("/{task_id}", **ending)
     async def cancel(task_id: str) -> JSONResponse:
         """End a job: at once where it waits, within one step where it runs."""
         entry = entry_of(task_id, parts)
@@ -78,7 +99,11 @@ def router(parts: Parts) -> APIRouter:
             raise Refusal(409, "CONFLICT", f"The job has ended: it is {entry.status}")
         return JSONResponse(shown(entry_of(task_id, parts), parts), 202)
 
-    @routes.get("/{task_id}/assets/{index}")
+    @routes.get(
+        "/{task_id}/assets/{index}",
+        response_class=FileResponse,
+        responses=_FILE | refusals(404, 422),
+    )
     async def asset(task_id: str, index: int) -> Response:
         """One file of a job that completed; takes range requests."""
         entry = entry_of(task_id, parts)
@@ -88,6 +113,20 @@ def router(parts: Parts) -> APIRouter:
         return _file(assets[index], parts.settings)
 
     return routes
+
+
+_FILE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The file",
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("video/*", "image/*")
+        },
+    },
+    206: {"description": "The part of it that was asked for"},
+    307: {"description": "It lies in a bucket: there"},
+    416: {"description": "It has no such part"},
+}
 
 
 def _fields(body: bytes) -> dict[str, Any]:

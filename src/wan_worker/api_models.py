@@ -17,6 +17,7 @@ from wan_worker.bodies import Downloads, ModelName, Verified, refusals
 from wan_worker.catalog import EXTRAS, components_of
 from wan_worker.downloads import Busy
 from wan_worker.errors import ModelCorrupt
+from wan_worker.openapi import told
 from wan_worker.refusals import Refusal
 
 ADMIN = [Depends(admin_only)]
@@ -26,17 +27,21 @@ def router(parts: Parts) -> APIRouter:
     routes = APIRouter(prefix="/api/v1/models", tags=["models"])
     verifying = asyncio.Lock()
 
-    @routes.get("/status", responses=refusals(503))
+    @routes.get("/status", response_model=None, responses=told("models") | refusals(503))
     async def status() -> dict[str, Any]:
         """Every model: installed or not, and what it takes."""
         return await parts.ask("models")
 
-    @routes.get("/status/{model_type}", responses=refusals(404, 503))
+    @routes.get(
+        "/status/{model_type}",
+        response_model=None,
+        responses=told("models", "properties", "models", "items") | refusals(404, 503),
+    )
     async def status_of(model_type: str) -> dict[str, Any]:
         """One model: installed or not, and what it takes."""
         return await parts.model(model_type)
 
-    @routes.get("/health", responses=refusals(503))
+    @routes.get("/health", response_model=None, responses=told("health") | refusals(503))
     async def health() -> dict[str, Any]:
         """The machine, and the weights on it."""
         return await parts.ask("health")
@@ -46,7 +51,7 @@ def router(parts: Parts) -> APIRouter:
         status_code=202,
         dependencies=ADMIN,
         response_model=DownloadBody,
-        responses=refusals(403, 404, 409, 422),
+        responses=refusals(404, 409, 422),
     )
     async def download(wanted: ModelName = Body()) -> Any:  # noqa: B008 (FastAPI's way)
         """Download a model, or go on where a download of it was broken off. One at a time."""
@@ -66,7 +71,7 @@ def router(parts: Parts) -> APIRouter:
         "/download/{model}",
         dependencies=ADMIN,
         response_model=DownloadBody,
-        responses=refusals(403, 404, 409),
+        responses=refusals(404, 409),
     )
     async def cancel(model: str) -> Any:
         """End a download; what has arrived is kept for the next try."""

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Query
 from wan_worker.alerts import Alert, Now, alerts
 from wan_worker.api_parts import Parts, model_id
 from wan_worker.bodies import Alerts, ModelHealth, Overview, PerformanceStatus, refusals
+from wan_worker.openapi import told
 from wan_worker.refusals import Refusal
 
 PICTURE = "data:,"
@@ -37,7 +38,10 @@ def router(parts: Parts) -> APIRouter:
 
 def _wan_models(routes: APIRouter, parts: Parts) -> None:
     @routes.get(
-        "/wan-models/capabilities/{model_type}", tags=["wan-models"], responses=refusals(404, 503)
+        "/wan-models/capabilities/{model_type}",
+        tags=["wan-models"],
+        response_model=None,
+        responses=told("capabilities") | refusals(404, 503),
     )
     async def capabilities(model_type: str) -> dict[str, Any]:
         """What a model takes and makes, and what it is best at."""
@@ -54,7 +58,10 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         return await _health_of(model_type, parts)
 
     @routes.get(
-        "/wan-models/performance/{model_type}", tags=["wan-models"], responses=refusals(404, 503)
+        "/wan-models/performance/{model_type}",
+        tags=["wan-models"],
+        response_model=None,
+        responses=told("performance", "properties", "models", "items") | refusals(404, 503),
     )
     async def performance(model_type: str) -> dict[str, Any]:
         """How fast a model has been here, stage by stage; without jobs, that it had none."""
@@ -66,13 +73,19 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
     @routes.get(
         "/wan-models/compare/{model_a}/{model_b}",
         tags=["wan-models"],
-        responses=refusals(404, 422, 503),
+        response_model=None,
+        responses=told("compare") | refusals(404, 422, 503),
     )
     async def compare(model_a: str, model_b: str) -> dict[str, Any]:
         """Two models side by side, and the same job on both."""
         return await parts.ask("compare", model=model_id(model_a), other=model_id(model_b))
 
-    @routes.get("/wan-models/recommend", tags=["wan-models"], responses=refusals(422, 503))
+    @routes.get(
+        "/wan-models/recommend",
+        tags=["wan-models"],
+        response_model=None,
+        responses=told("recommend") | refusals(422, 503),
+    )
     async def recommend(
         mode: Literal["image", "video"] = "video",
         priority: Literal["quality", "speed", "memory"] = "quality",
@@ -123,7 +136,12 @@ def _performance(routes: APIRouter, parts: Parts) -> None:
             "queue": parts.queue(),
         }
 
-    @routes.get("/performance/metrics", tags=["performance"], responses=refusals(503))
+    @routes.get(
+        "/performance/metrics",
+        tags=["performance"],
+        response_model=None,
+        responses=told("performance") | refusals(503),
+    )
     async def metrics() -> dict[str, Any]:
         """How fast this worker has been, what it took, and what failed."""
         return await parts.ask("performance")
@@ -135,9 +153,7 @@ def _performance(routes: APIRouter, parts: Parts) -> None:
 
 
 def _dashboard(routes: APIRouter, parts: Parts) -> None:
-    @routes.get(
-        "/dashboard/overview", tags=["dashboard"], response_model=Overview, responses=refusals()
-    )
+    @routes.get("/dashboard/overview", tags=["dashboard"], response_model=Overview)
     async def overview() -> Any:
         """The whole in a few figures."""
         health = await _health_if_there(parts)
@@ -163,9 +179,7 @@ def _dashboard(routes: APIRouter, parts: Parts) -> None:
         downloads = [each.public() for each in parts.downloads.known()]
         return {"models": (await parts.ask("models"))["models"], "downloads": downloads}
 
-    @routes.get(
-        "/dashboard/alerts", tags=["dashboard"], response_model=Alerts, responses=refusals()
-    )
+    @routes.get("/dashboard/alerts", tags=["dashboard"], response_model=Alerts)
     async def alerts_now() -> Any:
         """What a person should look at, the worst first."""
         return {"alerts": [asdict(alert) for alert in await _alerts(parts)]}

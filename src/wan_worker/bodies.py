@@ -213,13 +213,12 @@ _REFUSALS: Final = {
     503: "The engine is starting; try again after Retry-After",
 }
 
-EVERYWHERE: Final = (401, 403)
-WITH_BODY: Final = (400, 413, 415, 422)
+EVERYWHERE: Final = (400, 401, 403, 413, 415)
+"""Before a route is found: access."""
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For ``responses``: these, each with the one form that all refusals have."""
     return {
-        status: {"model": Refused, "description": _REFUSALS[status]}
-        for status in sorted({*statuses, *EVERYWHERE})
+        status: {"model": Refused, "description": _REFUSALS[status]} for status in sorted(statuses)
     }

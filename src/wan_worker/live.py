@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket
 
 from wan_worker.api_generation import BASE, entry_of, shown
 from wan_worker.api_parts import Parts
+from wan_worker.bodies import refusals
 from wan_worker.ledger import Entry
 from wan_worker.refusals import Refusal
 from wan_worker.watchers import ENDED, Message
@@ -33,7 +34,15 @@ LAST: Final = "ended"
 def router(parts: Parts) -> APIRouter:
     routes = APIRouter(prefix=BASE, tags=["generation"])
 
-    @routes.get("/{task_id}/events", response_class=StreamingResponse)
+    @routes.get(
+        "/{task_id}/events",
+        response_class=StreamingResponse,
+        responses={
+            200: {"description": "The stream", "content": {"text/event-stream": {}}},
+            204: {"description": "The stream has ended: connect no more"},
+            **refusals(404),
+        },
+    )
     async def events(task_id: str, request: Request) -> Response:
         """Server-sent events: each one's data is a message."""
         entry = entry_of(task_id, parts)
