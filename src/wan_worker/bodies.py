@@ -210,7 +210,9 @@ _REFUSALS: Final = {
     415: "The body is not sent as JSON",
     422: "The request breaks a rule; `field` says where",
     429: "The queue is full; try again after Retry-After",
+    502: "Somebody else's server does not answer as it should",
     503: "The engine is starting; try again after Retry-After",
+    507: "The machine is too small, or too full, for it",
 }
 
 EVERYWHERE: Final = (400, 401, 403, 413, 415)
