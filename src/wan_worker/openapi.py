@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from wan_worker import info
+from wan_worker.bodies import refusals
 from wan_worker.contract import SCHEMAS_DIR
 
 DESCRIPTION: Final = """
@@ -58,10 +59,14 @@ def body_of(name: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
+def _holding(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
 def told(report: str, *path: str) -> dict[int | str, dict[str, Any]]:
     """For ``responses``: what ``mode: info`` tells with this report, or a part of its schema."""
     schema = {"$ref": "/".join([_reference(_report(report))["$ref"], *path])}
-    return {200: {"description": "OK", "content": {"application/json": {"schema": schema}}}}
+    return {200: {"description": "OK"} | _holding(schema)}
 
 
 def install(app: FastAPI) -> None:
@@ -85,6 +90,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
     )
     components = made.setdefault("components", {})
     components["schemas"] = {**components.get("schemas", {}), **_schemas()}
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, which none has
+        components["schemas"].pop(name, None)
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            if "422" in operation["responses"]:
+                operation["responses"]["422"] = refusals(422)[422] | _holding(_reference("Refused"))
+                del operation["responses"]["422"]["model"]
     components["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
