@@ -89,6 +89,7 @@ ORDER = [
         "advise",
         "performance",
         "info",
+        "metrics",
         "worker",
         "scratch",
         "job",
