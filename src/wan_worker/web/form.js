@@ -15,8 +15,9 @@ const ELSEWHERE = new Set([
 const LABELS = {
   job_type: "Preset", size: "Size", duration: "Seconds", num_inference_steps: "Steps", fps: "Frames per second",
   num_frames: "Frames", num_outputs: "How many", loras: "LoRAs", enhance_prompt: "Rewrite the prompt first",
-  guidance_scale: "Guidance", guidance_scale_2: "Guidance, low-noise expert", flow_shift: "Shift",
+  guidance_scale: "Guidance", guidance_scale_2: "Low-noise guidance", flow_shift: "Shift",
 };
+const UNSET = { job_type: "none", upscale: "no" };
 const SIZES = ["832x480", "480x832", "1280x720", "720x1280", "624x624", "1024x576"];
 const PICTURES = ["image_url", "last_image_url"];
 const PICTURE_HINTS = { image_url: "PNG, JPEG or WebP; optional", last_image_url: "For models that take one" };
@@ -79,7 +80,7 @@ export class Form {
     if (rule.enum) {
       const unset = rule.default === undefined ? "" : null;
       const choices = rule.enum.map((value) => el("option", { value: String(value), selected: value === rule.default }, String(value)));
-      control = el("select", shared, unset === "" && el("option", { value: "" }, name === "job_type" ? "none" : "not set"), ...choices);
+      control = el("select", shared, unset === "" && el("option", { value: "" }, UNSET[name] ?? "auto"), ...choices);
       this.readers[name] = () => (control.value === "" || control.value === String(rule.default) ? undefined
         : rule.enum.find((value) => String(value) === control.value));
     } else if (rule.type === "boolean") {
