@@ -23,9 +23,12 @@ from wan_worker.refusals import Refusal
 from wan_worker.settings import Secret, Settings, is_loopback
 
 OPEN: Final = frozenset(
-    {"/ping", "/health", "/v2/health", "/docs", "/openapi.json", "/", "/api/v1/dashboard/html"}
+    {
+        *("/ping", "/health", "/v2/health"),
+        *("/", "/api/v1/dashboard/html", "/docs", "/openapi.json", "/api/v1/schema"),
+    }
 )
-"""What needs no key: is it up, what is it, and the page, which asks for the key."""
+"""What needs no key: is it up, what can be asked of it, and the page, which asks for the key."""
 
 PAGE_PARTS: Final = "/page/"
 """Below it, what the page is made of."""

@@ -82,6 +82,8 @@ def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastA
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would go to whatever Host says
         responses=refusals(*EVERYWHERE),
+        docs_url=None,  # FastAPI's own reference needs another host's files; page has ours
+        redoc_url=None,
     )
     openapi.install(app)
     for family in (api_generation, live, api_models, api_reports, api_system, page):

@@ -1,4 +1,4 @@
-"""Routes: the page that a person uses, and the request's schema, from which it makes its form.
+"""Routes: the page that a person uses, the API's reference, and the request's schema for both.
 
 The page is plain files with no build step, fetches nothing from another host and runs no script
 but its own; its headers hold the browser to that.
@@ -31,6 +31,10 @@ def router(parts: Parts) -> APIRouter:
     async def page() -> FileResponse:
         """The page."""
         return FileResponse(FOLDER / "index.html", media_type="text/html", headers=held)
+
+    @routes.get("/docs", include_in_schema=False)
+    async def reference() -> FileResponse:
+        return FileResponse(FOLDER / "docs.html", media_type="text/html", headers=held)
 
     @routes.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> FileResponse:

@@ -16,6 +16,8 @@ from tests.conftest import QUICK
 from tests.integration import browser as browsers
 from tests.integration.http_api import HttpApi
 from tests.test_job import picture
+from wan_worker import page as pages
+from wan_worker.settings import Bucket, Secret, Settings
 
 PROMPT = "a red circle moving right on a white background"
 SHORT = {"prompt": PROMPT, "size": "64x48", "num_inference_steps": "2", "duration": "0.3"}
@@ -426,3 +428,42 @@ def test_scripts_that_are_not_the_pages_do_not_run(open_page: Open, api: HttpApi
     page.click("nav >> text=History")
     expect(page.locator("#history-list h2").first).to_have_text(attack)
     assert page.evaluate("window.hit") is None
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_reference_shows_every_route_and_field_and_asks_no_other_host(
+    open_page: Open, api: HttpApi, width: int
+) -> None:
+    viewport = {"width": width, "height": 800}
+    page = open_page(path="/docs", ready="#request table", viewport=viewport)
+    document, schema = api.get("/openapi.json").json, api.get("/api/v1/schema").json
+    shown = page.locator("#routes").inner_text()
+    assert [path for path in document["paths"] if path not in shown] == []
+    fields = page.locator("#request").inner_text()
+    assert [name for name in schema["request"]["properties"] if name not in fields] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert Axe().run(page).response["violations"] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["index.html", "..%2Fpage.py", "%2Fetc%2Fpasswd", "app.js%00.js", ""]
+)
+def test_only_the_pages_own_parts_are_given(api: HttpApi, name: str) -> None:
+    assert api.get(f"/page/{name}").status == 404
+
+
+def test_every_part_says_what_it_is_and_runs_nothing_else(api: HttpApi) -> None:
+    for path, kind in {"/": "text/html", "/page/app.js": "text/javascript"}.items():
+        reply = api.get(path)
+        assert reply.headers["content-type"].startswith(kind)
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert reply.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_finished_files_may_come_from_the_configured_bucket_and_nowhere_else() -> None:
+    bucket = Bucket("https://s3.example.com:9000", Secret("a"), Secret("b"), "videos")
+    with_bucket = pages.headers(Settings(bucket=bucket))["Content-Security-Policy"]
+    allowed = "https://s3.example.com:9000 https://*.s3.example.com:9000"
+    assert f"media-src 'self' blob: data: {allowed};" in with_bucket
+    assert "example.com" not in pages.headers(Settings())["Content-Security-Policy"]
+    assert "connect-src 'self';" in with_bucket
