@@ -10,6 +10,7 @@ import { get, Refused, send } from "./server.js";
 
 const VIEWS = ["create", "history", "models", "performance"];
 const HEALTH_MS = 5000;
+const RETRY_MS = 2000;
 
 const history = new History({ reuse });
 const models = new Models();
@@ -74,35 +75,37 @@ async function route() {
     else await loads[view]?.();
   } catch (problem) {
     complain(problem);
+    const here = location.hash;
+    if (problem.retryable) setTimeout(() => { if (location.hash === here) route(); }, RETRY_MS);
   }
 }
 
 function complain(problem) {
   if (!(problem instanceof Refused)) throw problem;
-  showAlerts([{ level: "error", message: problem.message }]);
+  showAlerts([{ level: "critical", message: problem.message }]);
 }
+
+const REMEDIES = { NO_MODEL: "#models", WEIGHTS_DAMAGED: "#models" };
 
 function showAlerts(alerts) {
   const box = byId("alerts");
-  const texts = alerts.map((alert) => alert.message);
-  if (box.dataset.shown === texts.join("\n")) return;
-  box.dataset.shown = texts.join("\n");
-  box.hidden = !texts.length;
-  box.querySelector("ul").replaceChildren(...alerts.map((alert) => el("li", { className: alert.level ?? "warning", role: "alert" }, alert.message)));
+  const texts = alerts.map((alert) => alert.message).join("\n");
+  if (box.dataset.shown === texts) return; // else it would be read out again
+  box.dataset.shown = texts;
+  box.hidden = !texts;
+  box.querySelector("ul").replaceChildren(...alerts.map(({ level, code, message }) => el("li", { className: level, role: "alert" },
+    message, REMEDIES[code] && el("a", { href: REMEDIES[code] }, "Go to the models"))));
 }
 
-let machine = "";
 async function health() {
   const box = byId("machine");
   try {
-    const now = await get("/health");
-    if (now.engine === "ready") machine ||= (await get("/api/v1/models/health")).hardware.name;
-    const { queued = 0, running = 0 } = now.queue ?? {};
-    const waiting = queued ? `, ${queued} waiting` : "";
-    const doing = now.engine !== "ready" ? "starting" : running ? `working${waiting}` : `ready${waiting}`;
-    box.className = `machine ${now.engine !== "ready" ? "" : running ? "busy" : "ready"}`;
-    say(byId("machine-text"), [machine, doing].filter(Boolean).join(" · "));
-    showAlerts((await get("/api/v1/dashboard/alerts")).alerts);
+    const { engine, hardware, queue, alerts } = await get("/api/v1/dashboard/overview");
+    const waiting = queue.queued ? `, ${queue.queued} waiting` : "";
+    const doing = engine !== "ready" ? engine : queue.running ? `working${waiting}` : `ready${waiting}`;
+    box.className = `machine ${engine !== "ready" ? "" : queue.running ? "busy" : "ready"}`;
+    say(byId("machine-text"), [hardware?.name, doing].filter(Boolean).join(" · "));
+    showAlerts(alerts);
   } catch (problem) {
     if (!(problem instanceof Refused)) throw problem;
     if (problem.status !== 0) return;

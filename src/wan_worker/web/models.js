@@ -15,9 +15,9 @@ export class Models {
   /** Read it all anew; again soon while something is on its way, if the view is open. */
   async load() {
     clearTimeout(this.timer);
-    const [{ models }, progress] = await Promise.all([get("/api/v1/models/status"), downloads()]);
-    this.draw(models, progress);
-    if (progress.some(isMoving)) this.timer = setTimeout(() => { if (!byId("models").hidden) this.load(); }, POLL);
+    const [{ models }, { downloads }] = await Promise.all([get("/api/v1/models/status"), get("/api/v1/models/download/progress")]);
+    this.draw(models, downloads);
+    if (downloads.some(isMoving)) this.timer = setTimeout(() => { if (!byId("models").hidden) this.load(); }, POLL);
   }
 
   draw(models, progress) {
@@ -37,7 +37,8 @@ export class Models {
         !here && button(resumable(download) ? "Resume download" : "Download", () => send("POST", "/api/v1/models/download", { model: model.id }))];
     const bytes = !here ? `${model.stored_gb} GB to download` : model.memory_gb >= 0.1 ? `${model.memory_gb} GB` : null;
     const facts = [model.wan_task, bytes, !here && model.missing?.length ? `missing: ${model.missing.join(", ")}` : null].filter(Boolean);
-    const said = this.said.get(model.id) ?? download?.error?.message ?? "";
+    const checked = model.verified && (model.verified.result === "whole" ? "Every byte was checked" : "Differs from what it was made as: download it again");
+    const said = this.said.get(model.id) || download?.error?.message || checked || "";
     return el("li", { className: "card" },
       el("h2", {}, model.id, " ", el("span", { className: `chip ${CHIPS[model.status] ?? ""}` }, model.status),
         model.weights === "tiny" && el("span", { className: "chip wait" }, "tiny (toy)"),
@@ -45,7 +46,7 @@ export class Models {
       el("div", { className: "buttons" }, ...buttons.filter(Boolean)),
       el("p", { className: "hint said" }, facts.join(" · ")),
       isMoving(download) && el("progress", { "aria-label": `Download of ${model.id}`, max: 1, value: share(download) }),
-      isMoving(download) && el("p", { className: "hint said" }, `${size(download.bytes_done)} of ${size(download.bytes_total)}`),
+      isMoving(download) && el("p", { className: "hint said" }, `${size(download.bytes_done)} of ${size(download.bytes_total)} · ${download.message}`),
       said && el("p", { className: "said" }, said));
   }
 
@@ -72,15 +73,6 @@ export class Models {
   }
 }
 
-async function downloads() {
-  try {
-    return (await get("/api/v1/models/download/progress")).downloads ?? [];
-  } catch (problem) {
-    if (problem instanceof Refused && problem.status === 404) return [];
-    throw problem;
-  }
-}
-
-const isMoving = (download) => ["queued", "running", "downloading", "verifying"].includes(download?.status);
+const isMoving = (download) => download?.status === "downloading";
 const resumable = (download) => download && !isMoving(download) && download.bytes_done > 0;
 const share = (download) => (download.bytes_total ? download.bytes_done / download.bytes_total : 0);

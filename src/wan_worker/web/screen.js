@@ -52,8 +52,10 @@ export class Screen {
     else {
       const job = await get(this.job.links.self);
       if (this.job?.task_id !== job.task_id) return;
+      const held = byId("progress").contains(document.activeElement);
       this.clear();
       await this.ended(job);
+      if (held) byId("screen-title").focus(); // what had the focus is gone
       this.actions.ended(job);
     }
   }
@@ -61,14 +63,13 @@ export class Screen {
   progress(event) {
     const queued = event.status === "queued";
     const at = queued ? -1 : PHASES.findIndex((phase) => phase.stages.includes(event.stage));
-    const within = event.steps ? event.step / event.steps : 0;
+    const shares = queued ? PHASES.map(() => 0) : sharesOf(event, at);
     let done = 0, total = 0;
     PHASES.forEach((phase, index) => {
-      const share = index < at ? 1 : index === at ? within : 0;
       const part = byId("bar").children[index];
-      part.style.setProperty("--done", share);
+      part.style.setProperty("--done", shares[index]);
       part.classList.toggle("working", index === at && !event.steps);
-      done += share * phase.share;
+      done += shares[index] * phase.share;
       total += phase.share;
     });
     const percent = Math.round((100 * done) / total);
@@ -109,7 +110,8 @@ export class Screen {
 
   async ended(job) {
     this.job = job;
-    say(byId("said"), words[job.status] ?? job.status);
+    const why = job.status === "failed" ? `: ${job.error.message}` : "";
+    say(byId("said"), `${words[job.status]}${why}`);
     if (job.error) {
       const box = byId("failure");
       box.hidden = false;
@@ -173,6 +175,16 @@ export class Screen {
 export function settingsOf(job) {
   const seed = job.result?.assets?.[0]?.seed;
   return seed === undefined ? job.request : { ...job.request, seed };
+}
+
+/** How much of each phase is behind the job. Outputs and segments are made one after the other. */
+function sharesOf(event, at) {
+  const within = event.steps ? event.step / event.steps : 0;
+  const segments = event.segments ?? 1;
+  const units = (event.outputs ?? 1) * segments;
+  const unit = ((event.output ?? 1) - 1) * segments + (event.segment ?? 1) - 1;
+  const made = (phase) => (unit + (at > phase ? 1 : at === phase ? within : 0)) / units;
+  return [at > 0 || unit > 0 ? 1 : within, made(1), made(2), at === 3 ? within : 0];
 }
 
 function waiting(ahead) {
