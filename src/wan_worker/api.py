@@ -24,6 +24,7 @@ from wan_worker import (
     api_models,
     api_reports,
     api_system,
+    api_tuning,
     contract,
     live,
     logs,
@@ -86,7 +87,7 @@ def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastA
         redoc_url=None,
     )
     openapi.install(app)
-    for family in (api_generation, live, api_models, api_reports, api_system, page):
+    for family in (api_generation, live, api_models, api_reports, api_tuning, api_system, page):
         app.include_router(family.router(parts))
     _say_no(app)
     app.add_middleware(Access, settings=parts.settings)

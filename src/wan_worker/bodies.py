@@ -224,3 +224,70 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"model": Refused, "description": _REFUSALS[status]} for status in sorted(statuses)
     }
+
+
+class Optimize(BaseModel):
+    """Which model to measure."""
+
+    model: str | None = Field(
+        default=None, description="Left out: DEFAULT_MODEL, or the first that is installed."
+    )
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Trial(BaseModel):
+    """One way of computing, and how long it took."""
+
+    way: str
+    seconds: float = Field(description="Median, of denoising the same clip.")
+
+
+class Calibration(BaseModel):
+    """What came of measuring a model."""
+
+    model: str
+    machine: str
+    torch: str = Field(description="Its version: another one's measurements are not used.")
+    date: str
+    clip: str
+    trials: list[Trial] = Field(description="The first is how it was done before.")
+    tuned: dict[str, Any] = Field(description="What plans take from it; nulls: the usual.")
+    gain: float = Field(description="How many times as fast as before.")
+
+
+class Order(BaseModel):
+    """The measuring of a model."""
+
+    model: str
+    status: Literal["running", "completed", "failed", "canceled"]
+    done: int = Field(description="Clips made so far.")
+    of: int | None
+    started_at: float = Field(description="Seconds since 1970, as is the other time.")
+    ended_at: float | None
+    calibration: Calibration | None
+    error: Error | None
+
+
+class Optimization(BaseModel):
+    """The latest order, and all that was measured and not undone, oldest first."""
+
+    latest: Order | None
+    calibrations: list[Calibration]
+
+
+class Recommendation(BaseModel):
+    """Something that would make this server faster."""
+
+    id: str
+    why: str
+    how: str
+    gain: str
+    request: str | None = Field(description="Method and path that does it, if the server can.")
+    model: str | None
+
+
+class Recommendations(BaseModel):
+    """The most telling first."""
+
+    recommendations: list[Recommendation]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from wan_worker import aftermath
+from wan_worker.calibrations import Calibrations, Order
 from wan_worker.errors import Canceled, ConfigInvalid, UnexpectedError, WorkerError, public
 from wan_worker.ledger import Entry, Ledger
 from wan_worker.settings import Settings
@@ -109,6 +110,7 @@ class Dispatcher:
         self.restarted_at: deque[float] = deque(maxlen=100)
         """The last times, in seconds since 1970."""
         self.restarts = 0
+        self.calibrations = Calibrations()
         self.problem: str | None = None
         """Why the engine is not there."""
 
@@ -202,6 +204,23 @@ class Dispatcher:
         for each in both:
             each.cancel()
 
+    def measure(self, model: str) -> Order:
+        """Have the engine find the fastest way for a model, between the jobs.
+
+        Raises:
+            NotReady: the engine is not there.
+        """
+        engine = self._engine
+        if engine is None or not engine.ready or engine.leaving:
+            raise NotReady
+        engine.tell("measure", model=model)
+        return self.calibrations.begin(model)
+
+    def stop_measuring(self) -> None:
+        """Have the engine give it up, within a step."""
+        if self._engine is not None:
+            self._engine.tell("stop measuring")
+
     async def _live(self) -> bool:
         """One engine from its start to its end; whether it got ready."""
         source = str(Path(__file__).resolve().parents[1])
@@ -246,6 +265,8 @@ class Dispatcher:
                     future = engine.questions.get(message["number"])
                     if future is not None and not future.done():
                         future.set_result(message["answer"])
+                case "measured":
+                    self.calibrations.heard(message)
                 case "ended":
                     self._ended(engine, message["id"], message["refresh"])
 
@@ -322,6 +343,7 @@ class Dispatcher:
         for future in engine.questions.values():
             if not future.done():
                 future.set_exception(NotReady())
+        self.calibrations.lost()
         why = f"by signal {-code}" if code < 0 else f"with status {code}"
         if self._stop.is_set():
             error = LOST

@@ -8,10 +8,10 @@ neither the server nor its queue along. Jobs go through the one flow (job), as o
 
 Both ends speak JSON, one message a line. In: ``run`` and ``cancel`` a job by its id, ``watch`` it
 or not (nobody draws previews that nobody looks at), ``ask`` a question (``mode: info``), which is
-answered beside a running job. Out: ``ready``, ``unfit``, ``progress``, ``preview``, ``ended``,
-``answer``. A job's answer is in the ledger before ``ended``
-is said, so that it is not lost with the line. Where the line in closes, the parent is gone or wants
-this process gone: jobs are cancelled, and it exits.
+answered beside a running job, ``measure`` a model or ``stop measuring`` it. Out: ``ready``,
+``unfit``, ``progress``, ``preview``, ``ended``, ``answer``, ``measured``. A job's answer is in the
+ledger before ``ended`` is said, so that it is not lost with the line. Where the line in closes, the
+parent is gone or wants this process gone: jobs are cancelled, and it exits.
 Not covered: the queue and the restarts (dispatch).
 """
 
@@ -25,9 +25,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, BinaryIO, Final
 
+from wan_worker import calibrate, logs, preload, scratch
 from wan_worker import job as jobs
-from wan_worker import logs, preload, scratch
-from wan_worker.errors import Canceled, ConfigInvalid, public_json
+from wan_worker.errors import Canceled, ConfigInvalid, WorkerError, public, public_json
+from wan_worker.faults import classify
 from wan_worker.job import Worker
 from wan_worker.ledger import FILE, Ledger
 from wan_worker.line import Line, own_line
@@ -56,6 +57,8 @@ class Engine:
         concurrency = worker.settings.worker_concurrency
         self._jobs = ThreadPoolExecutor(concurrency, thread_name_prefix="job")
         self._questions = ThreadPoolExecutor(QUESTIONS, thread_name_prefix="question")
+        self._measuring = ThreadPoolExecutor(1, thread_name_prefix="measuring")
+        self._measured = Control()
 
     def listen(self, commands: BinaryIO) -> None:
         """Do what each line says, until there are no more; then stop."""
@@ -75,9 +78,14 @@ class Engine:
                     self._watched.discard(message["id"])
                 case "ask":
                     self._questions.submit(self._ask, message["number"], message["input"])
+                case "measure":
+                    control = self._measured = Control()
+                    running.add(self._measuring.submit(self._measure, message["model"], control))
+                case "stop measuring":
+                    self._measured.cancel()
             running = {future for future in running if not future.done()}
         self._stopping = True
-        for control in list(self._controls.values()):
+        for control in [self._measured, *self._controls.values()]:
             control.cancel()
         wait(running, STOP_SECONDS)
 
@@ -119,6 +127,22 @@ class Engine:
     def _ask(self, number: int, question: Mapping[str, Any]) -> None:
         answer = jobs.run({"id": "question", "input": question}, self._worker, Control())
         self._line.say("answer", number=number, answer=answer)
+
+    def _measure(self, model: str, control: Control) -> None:
+        """Measure a model between the jobs; what won is in the file before it is said."""
+        try:
+            found = calibrate.run(
+                self._worker,
+                model,
+                control,
+                lambda done, of: self._line.say("measured", done=done, of=of),
+            )
+            self._worker.tuning.add(found)
+        except Exception as problem:  # noqa: BLE001 (told, whatever it is)
+            error = problem if isinstance(problem, WorkerError) else classify(problem)
+            self._line.say("measured", error=public(error, control.stage))
+        else:
+            self._line.say("measured", calibration=found.public())
 
 
 def main() -> int:

@@ -105,11 +105,15 @@ class Tuning:
 
     def known(self, hardware: Hardware) -> Hardware:
         """The machine with what was measured on it."""
-        latest: dict[str, Tuned] = {}
-        for calibration in self.calibrations:
-            if (calibration.machine, calibration.torch) == (hardware.name, version("torch")):
-                latest[calibration.model] = calibration.tuned
-        return replace(hardware, tuned=latest)
+        return replace(hardware, tuned=self.measured(hardware.name, version("torch")))
+
+    def measured(self, machine: str, torch: str) -> dict[str, Tuned]:
+        """What is in force on a machine with a version of torch, by model."""
+        return {
+            calibration.model: calibration.tuned
+            for calibration in self.calibrations
+            if (calibration.machine, calibration.torch) == (machine, torch)
+        }
 
     def _read(self) -> None:
         try:

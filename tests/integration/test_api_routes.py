@@ -79,6 +79,13 @@ ROUTES = [
     Route("GET", "/api/v1/performance/metrics", lambda told: told["jobs"]["completed"] >= 1),
     Route("GET", "/api/v1/performance/analysis",
           lambda told: told["models"][0]["shares"] and told["failure_rate"] == 0),
+    Route("GET", "/api/v1/performance/recommendations",
+          lambda told: [each["id"] for each in told["recommendations"]
+                        if each["id"] == "measure:wan2.1-t2v-1.3b"]),
+    Route("POST", "/api/v1/performance/optimize",
+          lambda told: told["latest"]["status"] == "running", body={}, status=202),
+    Route("GET", "/api/v1/performance/optimize", lambda told: told["latest"]["done"] >= 0),
+    Route("DELETE", "/api/v1/performance/optimize", lambda told: told["calibrations"] == []),
     Route("GET", "/api/v1/dashboard/overview",
           lambda told: "wan2.1-t2v-1.3b" in told["models"] and told["jobs"]["completed"] >= 1),
     Route("GET", "/api/v1/dashboard/metrics", lambda told: told["performance"]["models"]),

@@ -1,0 +1,127 @@
+"""What would make this server faster? From what it has measured, with the figures. Pure.
+
+Each says why, how to do it, and what it gains at most, as measured here; nothing is recommended on
+a feeling. What the server can do itself (measure a model) names the request that does it; the rest
+is the operator's environment.
+Not covered: doing it (calibrate), and what is broken (alerts).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+LOAD_SHARE: Final = 0.05
+"""Of all jobs' time, from which on loading is worth doing before them."""
+
+UPLOAD_SHARE: Final = 0.1
+"""From which on uploads are worth doing beside the next job."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    id: str
+    why: str
+    how: str
+    gain: str
+    request: str | None = None
+    """Method and path that does it; None: it is set on the server."""
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the server."""
+
+    performance: Mapping[str, Any]
+    """``report: performance``."""
+    models: Collection[str]
+    """Ids of those that are installed."""
+    measured: Collection[str]
+    """Of which, those whose calibration is in force on this machine."""
+    preloaded: Collection[str]
+    concurrency: int
+    weight_type: str | None
+
+
+def recommendations(known: Known) -> list[Recommendation]:
+    """The most telling first."""
+    return [*_memory(known), *_load(known), *_upload(known), *_measure(known)]
+
+
+def _measure(known: Known) -> list[Recommendation]:
+    jobs = {model["model"]: model["jobs"] for model in known.performance["models"]}
+    used = sorted(jobs, key=lambda model: -jobs[model]) or list(known.models)[:1]
+    return [
+        Recommendation(
+            f"measure:{model}",
+            f"{model} has not been measured on this machine ({jobs.get(model, 0)} jobs so far)",
+            "Measure it: a dozen small clips, made in different ways between the jobs; the fastest "
+            "way is taken from then on, and can be undone",
+            "not known before it is measured",
+            "POST /api/v1/performance/optimize",
+            model,
+        )
+        for model in used
+        if model in known.models and model not in known.measured
+    ]
+
+
+def _load(known: Known) -> list[Recommendation]:
+    found = []
+    for model in known.performance["models"]:
+        name, stages = model["model"], _stages(model)
+        load, total = stages["load"], stages["total"]
+        if name in known.preloaded or load["seconds"] < LOAD_SHARE * total["seconds"]:
+            continue
+        names = ",".join([*known.preloaded, name])
+        found.append(
+            Recommendation(
+                f"preload:{name}",
+                f"Loading took {load['seconds']:.1f} of {total['seconds']:.1f} s of {name}'s "
+                f"{model['jobs']} jobs, up to {load['p99']:.1f} s of one",
+                f"Set PRELOAD_MODELS={names} and start again: it is loaded while there is no job",
+                f"{load['p99']:.1f} s of the first job",
+                model=name,
+            )
+        )
+    return found
+
+
+def _upload(known: Known) -> list[Recommendation]:
+    totals: dict[str, float] = {"upload": 0.0, "total": 0.0}
+    for model in known.performance["models"]:
+        for stage, sum_ in totals.items():
+            totals[stage] = sum_ + float(_stages(model)[stage]["seconds"])
+    if known.concurrency > 1 or totals["upload"] < UPLOAD_SHARE * totals["total"]:
+        return []
+    if not totals["total"]:
+        return []
+    share = totals["upload"] / totals["total"]
+    return [
+        Recommendation(
+            "concurrency",
+            f"Uploading is {share:.0%} of the jobs' time, and the GPU waits meanwhile",
+            "Set WORKER_CONCURRENCY=2 and start again: one job uploads while the next one is made",
+            f"up to {share:.0%} of the time where jobs wait",
+        )
+    ]
+
+
+def _memory(known: Known) -> list[Recommendation]:
+    failed = {each["code"]: each["count"] for each in known.performance["failures"]}
+    count = failed.get("OUT_OF_MEMORY", 0)
+    if not count or known.weight_type is not None:
+        return []
+    return [
+        Recommendation(
+            "weight_type",
+            f"{count} jobs ran out of memory",
+            "Set WEIGHT_TYPE=fp8 (int8 on GPUs before Ada) and start again: the transformers take "
+            "half the memory, and pictures change slightly",
+            "those jobs",
+        )
+    ]
+
+
+def _stages(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {stage["stage"]: stage for stage in model["stages"]}
