@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
 
 from wan_worker import (
     api_generation,
@@ -124,10 +125,23 @@ def _say_no(app: FastAPI) -> None:
         return Refusal(422, "INVALID_REQUEST", str(first["msg"]), field=field).response()
 
     @app.exception_handler(HTTPException)
-    async def _(_: Request, problem: HTTPException) -> JSONResponse:
+    async def _(request: Request, problem: HTTPException) -> JSONResponse:
         code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(problem.status_code, "HTTP")
         headers = dict(problem.headers or {})
+        if problem.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
         return Refusal(problem.status_code, code, problem.detail, headers=headers).response()
+
+
+def _methods(request: Request) -> set[str]:
+    """What a path can be asked with; Starlette tells of the first route there alone."""
+    return set().union(
+        *(
+            route.methods or ()
+            for route in request.app.routes
+            if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
+        )
+    )
 
 
 def main() -> int:

@@ -15,12 +15,12 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 
 from wan_worker import request as requests
 from wan_worker.api_parts import AnsweredError, Parts
-from wan_worker.bodies import History, Job, Submitted, refusals
+from wan_worker.bodies import History, Job, refusals
 from wan_worker.catalog import MODELS
 from wan_worker.choose import accelerates
 from wan_worker.errors import InvalidRequest
 from wan_worker.ledger import Entry, QueueFull, Status
-from wan_worker.openapi import ENHANCED, REQUEST, body_of, told
+from wan_worker.openapi import ENHANCED, REQUEST, body_of, taken, told
 from wan_worker.refusals import Refusal, not_found, pointed
 from wan_worker.settings import Settings
 
@@ -38,7 +38,7 @@ def router(parts: Parts) -> APIRouter:
         "/submit",
         status_code=202,
         openapi_extra=body_of(REQUEST),
-        responses={202: {"model": Submitted}, **refusals(422, 429)},
+        responses={**taken(), **refusals(422, 429)},
     )
     async def submit(request: Request) -> JSONResponse:
         """Put a job into the queue."""
@@ -49,7 +49,7 @@ def router(parts: Parts) -> APIRouter:
         "/enhanced/submit",
         status_code=202,
         openapi_extra=body_of(ENHANCED),
-        responses={202: {"model": Submitted}, **refusals(422, 429, 503)},
+        responses={**taken(), **refusals(422, 429, 503)},
     )
     async def submit_enhanced(request: Request) -> JSONResponse:
         """Put a job into the queue, made faster where its model allows it."""

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from wan_worker import weights
 from wan_worker.access import admin_only
-from wan_worker.api_parts import Parts, model_id
+from wan_worker.api_parts import ModelType, Parts, model_id
 from wan_worker.bodies import Download as DownloadBody
 from wan_worker.bodies import Downloads, ModelName, Verified, refusals
 from wan_worker.catalog import EXTRAS, components_of
@@ -37,7 +37,7 @@ def router(parts: Parts) -> APIRouter:
         response_model=None,
         responses=told("models", "properties", "models", "items") | refusals(404, 503),
     )
-    async def status_of(model_type: str) -> dict[str, Any]:
+    async def status_of(model_type: ModelType) -> dict[str, Any]:
         """One model: installed or not, and what it takes."""
         return await parts.model(model_type)
 
@@ -73,7 +73,7 @@ def router(parts: Parts) -> APIRouter:
         response_model=DownloadBody,
         responses=refusals(404, 409),
     )
-    async def cancel(model: str) -> Any:
+    async def cancel(model: ModelType) -> Any:
         """End a download; what has arrived is kept for the next try."""
         ended = parts.downloads.cancel(_downloadable(model))
         if ended is None:
@@ -84,7 +84,7 @@ def router(parts: Parts) -> APIRouter:
         "/verify/{model_type}",
         responses={200: {"model": Verified}, **refusals(404, 409)},
     )
-    async def verify(model_type: str) -> JSONResponse:
+    async def verify(model_type: ModelType) -> JSONResponse:
         """Read every byte of a model's weights against their hashes; may take minutes."""
         model = _downloadable(model_type)
         if verifying.locked():

@@ -5,7 +5,9 @@ Not covered: the routes (api_generation and the other families).
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Path
 
 from wan_worker.catalog import MODELS, OTHER_NAMES
 from wan_worker.contract import Contract
@@ -19,6 +21,15 @@ from wan_worker.watchers import Watchers
 _NAMES = {name.lower(): model_id for name, model_id in OTHER_NAMES.items()} | {
     model_id: model_id for model_id in MODELS
 }
+
+
+ModelType = Annotated[
+    str,
+    Path(
+        description="An id, or Wan's own task name, in small letters or large.",
+        examples=["T2V-A14B", "wan2.1-t2v-1.3b"],
+    ),
+]
 
 
 class AnsweredError(Exception):

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 
 from wan_worker.alerts import Alert, Now, alerts
-from wan_worker.api_parts import Parts, model_id
+from wan_worker.api_parts import ModelType, Parts, model_id
 from wan_worker.bodies import Alerts, ModelHealth, Overview, PerformanceStatus, refusals
 from wan_worker.openapi import told
 from wan_worker.refusals import Refusal
@@ -43,7 +43,7 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         response_model=None,
         responses=told("capabilities") | refusals(404, 503),
     )
-    async def capabilities(model_type: str) -> dict[str, Any]:
+    async def capabilities(model_type: ModelType) -> dict[str, Any]:
         """What a model takes and makes, and what it is best at."""
         return await parts.ask("capabilities", model=model_id(model_type))
 
@@ -53,7 +53,7 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         response_model=ModelHealth,
         responses=refusals(404, 503),
     )
-    async def health(model_type: str) -> Any:
+    async def health(model_type: ModelType) -> Any:
         """Whether a model can serve jobs, and what is in its way."""
         return await _health_of(model_type, parts)
 
@@ -63,7 +63,7 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         response_model=None,
         responses=told("performance", "properties", "models", "items") | refusals(404, 503),
     )
-    async def performance(model_type: str) -> dict[str, Any]:
+    async def performance(model_type: ModelType) -> dict[str, Any]:
         """How fast a model has been here, stage by stage; without jobs, that it had none."""
         wanted = model_id(model_type)
         told = await parts.ask("performance")
@@ -76,7 +76,7 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         response_model=None,
         responses=told("compare") | refusals(404, 422, 503),
     )
-    async def compare(model_a: str, model_b: str) -> dict[str, Any]:
+    async def compare(model_a: ModelType, model_b: ModelType) -> dict[str, Any]:
         """Two models side by side, and the same job on both."""
         return await parts.ask("compare", model=model_id(model_a), other=model_id(model_b))
 

@@ -27,7 +27,9 @@ def router(parts: Parts) -> APIRouter:
             "queue": parts.queue(),
         }
 
-    @routes.get("/ping", responses={204: {"description": "Starting"}})
+    @routes.get(
+        "/ping", response_class=Response, responses={204: {"description": "The engine is starting"}}
+    )
     async def ping() -> Response:
         """200 where jobs can be worked off, 204 while the engine starts."""
         return Response(status_code=200 if parts.dispatcher.state == "ready" else 204)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from wan_worker import info
-from wan_worker.bodies import refusals
+from wan_worker.bodies import Submitted, refusals
 from wan_worker.contract import SCHEMAS_DIR
 
 DESCRIPTION: Final = """
@@ -61,6 +61,23 @@ def body_of(name: str) -> dict[str, Any]:
 
 def _holding(schema: dict[str, Any]) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": schema}}}
+
+
+def taken() -> dict[int | str, dict[str, Any]]:
+    """For ``responses``: a job that was taken, and what can be asked about it."""
+    parameters = {"task_id": "$response.body#/task_id"}
+    links = {
+        name: {
+            "operationRef": f"#/paths/{path.replace('/', '~1')}/{method}",
+            "parameters": parameters,
+        }
+        for name, path, method in (
+            ("look", "/api/v1/generation/{task_id}", "get"),
+            ("watch", "/api/v1/generation/{task_id}/events", "get"),
+            ("cancel", "/api/v1/generation/{task_id}/cancel", "post"),
+        )
+    }
+    return {202: {"model": Submitted, "description": "The job waits", "links": links}}
 
 
 def told(report: str, *path: str) -> dict[int | str, dict[str, Any]]:
