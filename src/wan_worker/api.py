@@ -7,7 +7,9 @@ Not covered: what the routes answer (live, page, and what begins with api_).
 """
 
 import asyncio
+import logging
 import os
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -42,6 +44,8 @@ from wan_worker.ledger import FILE, Ledger, alone
 from wan_worker.refusals import Refusal, failed, refused
 from wan_worker.settings import Settings, from_env
 from wan_worker.watchers import Watchers
+
+log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3
 """For open connections, when the server stops."""
@@ -117,6 +121,16 @@ def _say_no(app: FastAPI) -> None:
     @app.exception_handler(AnsweredError)
     async def _(_: Request, problem: AnsweredError) -> JSONResponse:
         return failed(problem.error)
+
+    @app.exception_handler(sqlite3.Error)
+    async def _(_: Request, problem: sqlite3.Error) -> JSONResponse:
+        log.error("the ledger: %s", problem)
+        return Refusal(507, "DISK_FULL", "The server's ledger can't be written").response()
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, problem: Exception) -> JSONResponse:  # uvicorn logs it
+        what = f"The server failed unexpectedly ({type(problem).__name__}); its log says how"
+        return Refusal(500, "INTERNAL", what).response()
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, problem: RequestValidationError) -> JSONResponse:

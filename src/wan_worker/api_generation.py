@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
+from wan_worker import buckets
 from wan_worker import request as requests
 from wan_worker.api_parts import AnsweredError, Parts
 from wan_worker.bodies import History, Job, refusals
@@ -110,7 +111,7 @@ def router(parts: Parts) -> APIRouter:
         assets = (entry.answer or {}).get("assets", [])
         if not 0 <= index < len(assets):
             raise not_found("The job has no such file")
-        return _file(assets[index], parts.settings)
+        return await asyncio.to_thread(_file, assets[index], parts.settings)
 
     return routes
 
@@ -246,7 +247,10 @@ def _file(asset: dict[str, Any], settings: Settings) -> Response:
     if "data" in asset:
         return Response(base64.b64decode(asset["data"]), media_type=asset["content_type"])
     if not asset["url"].startswith("file:"):
-        return RedirectResponse(asset["url"])
+        if settings.bucket is None:  # it was another one's
+            return RedirectResponse(asset["url"])
+        bucket = buckets.S3(settings.bucket, settings.url_expiry_seconds)
+        return RedirectResponse(buckets.address(asset["key"], bucket))
     root = settings.output_dir.resolve()
     path = (root / asset["key"]).resolve()
     if not path.is_relative_to(root) or not path.is_file():

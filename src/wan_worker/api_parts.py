@@ -14,7 +14,7 @@ from wan_worker.contract import Contract
 from wan_worker.dispatch import Dispatcher, NotReady
 from wan_worker.downloads import Downloads
 from wan_worker.ledger import Ledger
-from wan_worker.refusals import not_found, not_ready
+from wan_worker.refusals import Refusal, not_found, not_ready
 from wan_worker.settings import Settings
 from wan_worker.watchers import Watchers
 
@@ -66,6 +66,13 @@ class Parts:
             raise AnsweredError(json.loads(answer["error"]))
         told: dict[str, Any] = answer["info"]
         return told
+
+    async def ask_if_there(self, report: str) -> dict[str, Any] | None:
+        """The same; None while the engine is not there."""
+        try:
+            return await self.ask(report)
+        except Refusal:
+            return None
 
     def queue(self) -> dict[str, int]:
         """How full the queue is."""

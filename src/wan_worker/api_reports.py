@@ -19,7 +19,6 @@ from wan_worker.alerts import Alert, Now, alerts
 from wan_worker.api_parts import ModelType, Parts, model_id
 from wan_worker.bodies import Alerts, ModelHealth, Overview, PerformanceStatus, refusals
 from wan_worker.openapi import told
-from wan_worker.refusals import Refusal
 
 PICTURE = "data:,"
 """Stands for a picture in a question: nobody looks at it."""
@@ -156,7 +155,7 @@ def _dashboard(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/dashboard/overview", tags=["dashboard"], response_model=Overview)
     async def overview() -> Any:
         """The whole in a few figures."""
-        health = await _health_if_there(parts)
+        health = await parts.ask_if_there("health")
         moving = parts.downloads.current
         return {
             "engine": parts.dispatcher.state,
@@ -241,13 +240,6 @@ def _analysis(told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _health_if_there(parts: Parts) -> dict[str, Any] | None:
-    try:
-        return await parts.ask("health")
-    except Refusal:  # it is starting
-        return None
-
-
 async def _alerts(parts: Parts) -> list[Alert]:
     history = parts.ledger.history(RECENT)
     return alerts(
@@ -258,7 +250,7 @@ async def _alerts(parts: Parts) -> list[Alert]:
             restarts=tuple(parts.dispatcher.restarted_at),
             queued=parts.ledger.counts()["queued"],
             queue_limit=parts.settings.queue_limit,
-            health=await _health_if_there(parts),
+            health=await parts.ask_if_there("health"),
             ended=[entry for entry in history if entry.ended],
             free_bytes=_free_bytes(parts),
         )

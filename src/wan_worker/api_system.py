@@ -3,11 +3,13 @@
 Not covered: the state of the models (api_models).
 """
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from wan_worker import metrics
 from wan_worker.api_parts import Parts
 from wan_worker.bodies import Health
 
@@ -33,5 +35,20 @@ def router(parts: Parts) -> APIRouter:
     async def ping() -> Response:
         """200 where jobs can be worked off, 204 while the engine starts."""
         return Response(status_code=200 if parts.dispatcher.state == "ready" else 204)
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"description": "Metrics", "content": {"text/plain": {}}}},
+    )
+    async def prometheus() -> Response:
+        """For a Prometheus server: the queue, the machine and what was measured."""
+        health, performance = await asyncio.gather(
+            parts.ask_if_there("health"), parts.ask_if_there("performance")
+        )
+        up = parts.dispatcher.state == "ready"
+        server = metrics.Server(**parts.queue(), engine_up=up, restarts=parts.dispatcher.restarts)
+        body = metrics.render(health, performance, server)
+        return Response(body, media_type=metrics.CONTENT_TYPE)
 
     return routes

@@ -78,14 +78,27 @@ def put(artifact: Artifact, key: str, to: S3, control: Control) -> str:
             # Half a file, or one that nobody waits for.
             _take_back(made, name, key)
             raise
-        if to.bucket.public_url is not None:
-            return f"{to.bucket.public_url}/{key}"
-        url: str = made.generate_presigned_url(
-            "get_object",
-            Params={"Bucket": name, "Key": key},
-            ExpiresIn=to.url_expiry_seconds,
-        )
-        return url
+        return _address(made, key, to)
+
+
+def address(key: str, to: S3) -> str:
+    """Where an object can be fetched from now on; asks nobody.
+
+    Args:
+        key: the object's, whole.
+    """
+    return _address(client(to), key, to)
+
+
+def _address(made: Any, key: str, to: S3) -> str:
+    if to.bucket.public_url is not None:
+        return f"{to.bucket.public_url}/{key}"
+    url: str = made.generate_presigned_url(
+        "get_object",
+        Params={"Bucket": to.bucket.name, "Key": key},
+        ExpiresIn=to.url_expiry_seconds,
+    )
+    return url
 
 
 def put_text(body: bytes, key: str, to: S3) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import sqlite3
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -118,8 +119,18 @@ class Dispatcher:
         """Keep an engine until ``stop``.
 
         Raises:
-            ConfigInvalid: the first one finds the environment wrong.
+            ConfigInvalid: the first one finds the environment wrong, or the ledger can't be
+                written any more.
         """
+        try:
+            await self._keep()
+        except sqlite3.Error as problem:
+            self.problem = f"STATE_DIR: the ledger can't be used ({problem})"
+            raise ConfigInvalid(self.problem) from problem
+        finally:
+            self.state = "stopped"
+
+    async def _keep(self) -> None:
         self.recover()
         failures, once_ready = 0, False
         while not self._stop.is_set():
@@ -135,7 +146,6 @@ class Dispatcher:
             if self.state != "unfit":
                 self.state = "restarting"
             await self._rest(PAUSES[min(failures, len(PAUSES)) - 1])
-        self.state = "stopped"
 
     def recover(self) -> None:
         """Say what became of the jobs that were running when the last server ended."""
@@ -236,6 +246,8 @@ class Dispatcher:
         engine = self._engine = _Engine(process)
         try:
             await self._listen(engine)
+        except sqlite3.Error:
+            raise
         except Exception:  # a line that is none
             log.exception("the engine can't be understood")
             engine.leave()

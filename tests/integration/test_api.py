@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
 
 from tests.conftest import QUICK
 from tests.integration.http_api import GENERATION, HttpApi
+from tests.integration.s3 import S3Server
 from tests.test_job import picture
 from wan_worker.ledger import FILE, Ledger
 
@@ -194,3 +196,27 @@ def test_a_request_can_be_planned_without_being_made(api: HttpApi) -> None:
     refused = api.call("POST", f"{GENERATION}/plan", QUICK | {"size": "wide"})
     assert (refused.status, refused.error["field"]) == (422, "/size")
     assert "request" not in refused.error["message"]
+
+
+def test_a_file_in_a_bucket_is_pointed_at_however_old_its_answer_is(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    env = {"BUCKET_PREFIX": "a/b"}
+    with (
+        S3Server(tmp_path / "s3") as s3,
+        HttpApi(tmp_path, models_dir, env=s3.env() | env) as server,
+    ):
+        job = server.wait(server.submit(QUICK))
+        (asset,) = job["result"]["assets"]
+        assert asset["url"].startswith(s3.endpoint_url)
+        path = f"{GENERATION}/{job['task_id']}/assets/0"
+
+        def signed_later() -> str | None:
+            pointed = server.get(path)
+            assert pointed.status == 307
+            where = pointed.headers["location"]
+            return where if where != asset["url"] else None
+
+        where = server.until(signed_later)
+        with urlopen(where, timeout=30) as reply:
+            assert hashlib.sha256(reply.read()).hexdigest() == asset["sha256"]

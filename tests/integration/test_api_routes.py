@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from jsonschema import Draft202012Validator
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import QUICK
 from tests.integration.http_api import GENERATION, HttpApi, Reply
@@ -159,6 +160,14 @@ def test_a_page_is_there(api: HttpApi, path: str, kind: str) -> None:
     assert (page.status, page.headers["content-type"].partition(";")[0]) == (200, kind)
 
 
+def test_prometheus_reads_the_queue_the_machine_and_the_jobs(api: HttpApi, done: str) -> None:
+    reply = api.get("/metrics")
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {family.name for family in text_string_to_metric_families(reply.body.decode())}
+    assert families >= {"wan_queue_jobs", "wan_engine_up", "wan_ready", "wan_job_stage_seconds"}
+    assert 'wan_jobs_total{status="completed"}' in reply.body.decode()
+
+
 def test_the_tables_routes_are_all_that_there_are(document: dict[str, Any]) -> None:
     there = {
         (method.upper(), path)
@@ -167,6 +176,7 @@ def test_the_tables_routes_are_all_that_there_are(document: dict[str, Any]) -> N
     }
     elsewhere = {
         ("GET", "/ping"),
+        ("GET", "/metrics"),
         ("GET", "/api/v1/dashboard/html"),
         ("GET", f"{GENERATION}/{{task_id}}/events"),
         ("GET", f"{GENERATION}/{{task_id}}/assets/{{index}}"),
