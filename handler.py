@@ -80,7 +80,7 @@ def make_fitness_check(settings: Settings) -> Callable[[], None]:
 def main() -> None:
     try:
         settings = from_env(os.environ)
-        logs.start(settings.log_level)
+        logs.start(settings.log_level, settings.log_format)
         scratch.sweep()
         handler = make_handler(settings)
     except ConfigInvalid as problem:

@@ -2,13 +2,19 @@
 
 import asyncio
 import io
+import json
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.conftest import QUICK
 from wan_worker import faults, logs
+from wan_worker import job as jobs
+from wan_worker.progress import Control
 
 FORGED = "2026-01-01 00:00:00 INFO wan_worker.job: job x: completed"
 
@@ -130,6 +136,119 @@ def test_the_event_loops_complaints_are_one_entry(written: Written) -> None:
 
     asyncio.run(complain())
     assert [line for line in written().splitlines() if line.startswith("2026-01-01")] == []
+
+
+# --- As JSON ---
+
+
+Entries = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def entries(written: Written) -> Iterator[Entries]:
+    """The log of a worker with LOG_FORMAT=json, entry by entry."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.Json())
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield lambda: [json.loads(each) for each in stream.getvalue().splitlines()]
+    root.setLevel(level)
+    root.removeHandler(handler)
+
+
+def test_a_job_is_told_from_its_begin_through_its_stages_to_its_end(
+    entries: Entries, worker: jobs.Worker
+) -> None:
+    assert "error" not in jobs.run({"id": "j-1", "input": QUICK}, worker, Control())
+    told = [entry for entry in entries() if "event" in entry]
+    assert {entry["job"] for entry in told} == {"j-1"}
+    assert [entry["event"] for entry in told] == ["begin", *["stage"] * 9, "end"]
+    assert [entry["stage"] for entry in told[1:-1]] == [
+        *("plan", "fetch", "queue", "load", "prompt", "denoise", "decode_encode", "check"),
+        "upload",
+    ]
+    end = told[-1]
+    assert (end["status"], end["model"]) == ("completed", "wan2.1-t2v-1.3b")
+    assert end["seconds"] > 0
+    # What others log amid a job is the job's too.
+    assert all("job" in entry for entry in entries() if entry["logger"].startswith("wan_worker"))
+
+
+def test_a_failed_jobs_end_has_its_code(entries: Entries, worker: jobs.Worker) -> None:
+    jobs.run({"id": "j-2", "input": QUICK | {"size": 3}}, worker, Control())
+    canceled = Control()
+    canceled.cancel()
+    jobs.run({"id": "j-3", "input": QUICK}, worker, canceled)
+    ends = [entry for entry in entries() if entry.get("event") == "end"]
+    assert [(e["job"], e["status"], e["code"], e["level"]) for e in ends] == [
+        ("j-2", "failed", "INVALID_REQUEST", "WARNING"),
+        ("j-3", "canceled", "CANCELED", "WARNING"),
+    ]
+
+
+def test_questions_are_quiet_and_what_comes_after_a_job_is_not_the_jobs(
+    entries: Entries, worker: jobs.Worker
+) -> None:
+    question = {"mode": "info", "report": "health"}
+    jobs.run({"id": "q", "input": question}, worker, Control())
+    assert entries() == []
+    jobs.run({"id": "q", "input": question | {"report": "wealth"}}, worker, Control())
+    assert [entry["level"] for entry in entries()] == ["WARNING"]
+    logging.getLogger("some.library").warning("later")
+    assert "job" not in entries()[-1]
+
+
+def test_two_jobs_at_once_are_told_apart(entries: Entries, worker: jobs.Worker) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        for one in ("a", "b"):
+            threads.submit(jobs.run, {"id": one, "input": QUICK}, worker, Control())
+    for one in ("a", "b"):
+        told = [e["event"] for e in entries() if e.get("job") == one and "event" in e]
+        assert (told[0], told[-1]) == ("begin", "end")
+        assert told.count("stage") == 9
+
+
+def test_an_entry_is_one_line_of_plain_json_whatever_it_quotes(entries: Entries) -> None:
+    try:
+        raise RuntimeError(f"a\n{FORGED}\u2028?key=CANARY&x=https://u:CANARY@h/")
+    except RuntimeError as problem:
+        faults.classify(problem)
+    with logs.of_job("j\n4", lambda: "sta\nge"):
+        logs.event("end", f"a\n{FORGED}", odd=float("nan"), text="b\n\u202e\ud800", big=10**30)
+    assert len(entries()) == 2
+    fault, end = entries()
+    assert "CANARY" not in json.dumps(fault)
+    assert all(each.startswith("    | ") for each in fault["traceback"].splitlines())
+    assert end["odd"] is None
+    assert end["text"] == "b\\n\\u202e\\ud800"
+    assert end["time"].endswith("+00:00")
+
+
+def test_a_message_that_can_not_be_formatted_is_an_entry_all_the_same(entries: Entries) -> None:
+    logging.getLogger("some.library").warning("%d", "x")
+    assert "could not be formatted" in entries()[0]["message"]
+
+
+def test_the_operator_chooses_the_form(capsys: pytest.CaptureFixture[str]) -> None:
+    root, factory = logging.getLogger(), logging.getLogRecordFactory()
+    kept, level = root.handlers[:], root.level
+    try:
+        root.handlers.clear()
+        for form in ("text", "json"):
+            logs.start("INFO", form)
+            logging.getLogger("x").info("said")
+            root.handlers.clear()
+    finally:
+        root.handlers[:] = kept
+        root.setLevel(level)
+        logging.setLogRecordFactory(factory)
+        logging.captureWarnings(False)
+    text, entry = capsys.readouterr().err.splitlines()
+    assert text.endswith("INFO x: said")
+    assert json.loads(entry)["message"] == "said"
 
 
 def test_handler_py_sets_the_log_up_before_anything_is_served() -> None:

@@ -59,6 +59,7 @@ def test_every_variable_is_read() -> None:
             "LORA_CACHE_DIR": "/loras",
             "LORA_CACHE_BYTES": "4096",
             "LOG_LEVEL": "debug",
+            "LOG_FORMAT": "JSON",
             "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true",
             "RUNPOD_WEBHOOK_GET_JOB": "https://api.example.com",
         }
@@ -86,6 +87,7 @@ def test_every_variable_is_read() -> None:
         lora_cache_dir=Path("/loras"),
         lora_cache_bytes=4096,
         log_level="DEBUG",
+        log_format="json",
         allow_private_urls=True,
         on_platform=True,
     )
@@ -100,6 +102,7 @@ def test_all_problems_are_reported_at_once() -> None:
             "MAX_IMAGE_BYTES": "1",
             "MAX_IMAGE_PIXELS": "1e6",
             "LOG_LEVEL": "LOUD",
+            "LOG_FORMAT": "xml",
             "PLACEMENT": "disk",
             "WEIGHT_TYPE": "fp16",
             "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "maybe",
@@ -114,6 +117,7 @@ def test_all_problems_are_reported_at_once() -> None:
         "MAX_IMAGE_BYTES",
         "MAX_IMAGE_PIXELS",
         "LOG_LEVEL",
+        "LOG_FORMAT",
         "PLACEMENT",
         "WEIGHT_TYPE",
         "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS",
@@ -141,7 +145,7 @@ def test_an_empty_or_blank_variable_counts_as_unset() -> None:
         *("WORKER_CONCURRENCY", "JOB_TIMEOUT_SECONDS", "MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"),
         *("MAX_LORA_BYTES", "LORA_CACHE_DIR", "LORA_CACHE_BYTES"),
         *("PLACEMENT", "WEIGHT_TYPE"),
-        *("LOG_LEVEL", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_PUBLIC_URL"),
+        *("LOG_LEVEL", "LOG_FORMAT", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_PUBLIC_URL"),
         *("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", *BUCKET),
     )
     assert from_env(dict.fromkeys((*names, "RUNPOD_WEBHOOK_GET_JOB"), "")) == Settings()

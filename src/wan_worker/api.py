@@ -162,7 +162,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT."""
     try:
         settings = from_env(os.environ)
-        logs.start(settings.log_level)
+        logs.start(settings.log_level, settings.log_format)
         with alone(settings.state_dir):
             serve(settings)
     except ConfigInvalid as problem:

@@ -151,7 +151,7 @@ def main() -> int:
     line = own_line()
     try:
         settings: Settings = from_env(os.environ)
-        logs.start(settings.log_level)
+        logs.start(settings.log_level, settings.log_format)
         scratch.sweep()
         worker = jobs.make_worker(settings)
     except ConfigInvalid as problem:

@@ -26,6 +26,7 @@ from wan_worker import (
     estimate,
     hardware,
     info,
+    logs,
     lora_store,
     memory,
     prompt,
@@ -78,8 +79,16 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
         The response (``schemas/response.schema.json``), or ``{"error": JSON string}``, with
         ``refresh_worker`` beside it where this process should not take another job.
     """
+    job_id, question = storage.job_folder(str(job.get("id"))), info.is_asked(job)
+    with logs.of_job(job_id, lambda: control.stage, told=not question):
+        return _run(job, worker, control, counts=not question)
+
+
+def _run(job: Mapping[str, Any], worker: Worker, control: Control, counts: bool) -> dict[str, Any]:
+    """As ``run``; what counts is a job and not a question."""
     known, error = _Known(), None
     answer: dict[str, Any] = {}
+    logs.event("begin", "begins")
     try:
         with scratch.folder() as folder:
             answer = _serve(job, worker, control, folder, known)
@@ -91,17 +100,26 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
     if error is not None:
         # Its traceback holds every local of the job: latents, frames, a pipeline.
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        log.warning("job %s: %s in stage %s: %s", storage.job_folder(str(job.get("id"))),
-                    error.code, control.stage, error.located)  # fmt: skip
+        status = "canceled" if isinstance(error, Canceled) else "failed"
+        said = f"{error.code} in stage {control.stage}: {error.located}"
+        logs.event("end", said, logging.WARNING, status=status, code=error.code)
         answer = {"error": public_json(error, control.stage)}
         if error.refresh_worker:
             answer["refresh_worker"] = True
-    if error is not None:
+    if counts and error is not None:
         worker.record.failed(error.code)
     elif "metadata" in answer:
-        worker.record.completed(answer["metadata"], known.peak_bytes)
+        _completed(answer["metadata"], known, worker)
     _notify(job, answer, error, worker, known, control)
     return answer
+
+
+def _completed(metadata: Mapping[str, Any], known: _Known, worker: Worker) -> None:
+    """Keep what a job came to."""
+    worker.record.completed(metadata, known.peak_bytes)
+    seconds, model = metadata["timings"]["total"], metadata["model"]
+    logs.event("end", f"completed in {seconds:.1f} s", status="completed", model=model,
+               seconds=seconds)  # fmt: skip
 
 
 def _serve(

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from wan_worker import estimate as estimates
+from wan_worker import logs
 from wan_worker.errors import Canceled, DeadlineExceeded
 from wan_worker.estimate import Estimate, Stay
 
@@ -210,6 +211,7 @@ class Control:
         self._advance(stage)
         left = self._left(stage, self._stage_started)
         self.latest = Event(self.latest.number + 1, stage, seconds_left=left, parts=self.parts)
+        logs.event("stage", ", ".join([stage, *map(str, self.parts)]), seconds_left=left)
         self._notify()
 
     def close_stage(self) -> None:

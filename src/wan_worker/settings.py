@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from wan_worker.errors import ConfigInvalid
+from wan_worker.logs import LogFormat
 
 T = TypeVar("T")
 
@@ -85,6 +86,7 @@ class Settings:
     lora_cache_bytes: int = 10 * 1024**3
     """Downloaded LoRAs kept on disk; the least recently used ones go first."""
     log_level: str = "INFO"
+    log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"
     """Address that the HTTP API listens on; any but this machine's own needs a key."""
     api_port: int = 8000
@@ -151,6 +153,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
             "LORA_CACHE_BYTES", _integer(1024, 1024**5), Settings.lora_cache_bytes
         ),
         log_level=read("LOG_LEVEL", _log_level, "INFO"),
+        log_format=read("LOG_FORMAT", _log_format, "text"),
         api_host=read("API_HOST", _address, Settings.api_host),
         api_port=read("API_PORT", _integer(1, 65535), Settings.api_port),
         api_key=read("API_KEY", _api_key, None),
@@ -301,6 +304,14 @@ def _log_level(raw: str) -> str:
     if raw.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError(f"must be DEBUG, INFO, WARNING or ERROR, got {raw[:40]!r}")
     return raw.upper()
+
+
+def _log_format(raw: str) -> LogFormat:
+    if raw.lower() == "text":
+        return "text"
+    if raw.lower() == "json":
+        return "json"
+    raise ValueError(f"must be text or json, got {raw[:40]!r}")
 
 
 def _is_base64(text: str) -> bool:
