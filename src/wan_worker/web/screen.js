@@ -41,7 +41,7 @@ export class Screen {
     if (job.ended_at) return this.ended(job);
     this.said = "";
     byId("progress").hidden = false;
-    byId("empty").hidden = byId("preview").hasAttribute("src");
+    say(byId("empty-text"), "A preview appears here once there is something to see.");
     this.progress({ ...(job.progress ?? { stage: "queue" }), status: job.status, position: job.position });
     this.stop = follow(job.links, (message) => this.hear(message));
   }
@@ -102,6 +102,7 @@ export class Screen {
     this.urls = [];
     for (const id of ["progress", "failure", "facts", "results", "preview"]) byId(id).hidden = true;
     byId("box").hidden = byId("empty").hidden = false;
+    say(byId("empty-text"), "What you make appears here.");
     byId("preview").removeAttribute("src");
     byId("preview").alt = "";
     byId("results").replaceChildren();
