@@ -53,6 +53,7 @@ from wan_worker.activations import Shape  # noqa: E402
 from wan_worker.catalog import MODELS, Installed  # noqa: E402
 from wan_worker.components import CLIP, UMT5, Component  # noqa: E402
 from wan_worker.embeddings import Embeddings  # noqa: E402
+from wan_worker.flops import forward_flops  # noqa: E402
 from wan_worker.hardware import Hardware  # noqa: E402
 from wan_worker.net import Policy  # noqa: E402
 from wan_worker.outputs import Output  # noqa: E402
@@ -61,7 +62,7 @@ from wan_worker.pipelines import Pool  # noqa: E402
 from wan_worker.plan import Plan  # noqa: E402
 from wan_worker.progress import Control  # noqa: E402
 from wan_worker.settings import Settings  # noqa: E402
-from wan_worker.work import forward_flops, tokens  # noqa: E402
+from wan_worker.work import tokens  # noqa: E402
 
 DEFAULT = ("wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p")
 PROMPT = "a red circle moving right on a white background"

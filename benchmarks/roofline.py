@@ -19,8 +19,9 @@ from benchmarks import rounds  # noqa: E402
 
 from wan_worker.activations import SHAPES  # noqa: E402
 from wan_worker.catalog import MODELS, Model  # noqa: E402
+from wan_worker.flops import forward_flops, picture_tokens  # noqa: E402
 from wan_worker.peaks import PEAKS  # noqa: E402
-from wan_worker.work import forward_flops, picture_tokens, tokens  # noqa: E402
+from wan_worker.work import tokens  # noqa: E402
 
 SHARE: Final = 0.70
 """Of the peak, that the targets suppose: what good kernels reach at these sizes."""

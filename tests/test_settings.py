@@ -144,7 +144,7 @@ def test_an_empty_or_blank_variable_counts_as_unset() -> None:
         *("MODELS_DIR", "DEFAULT_MODEL", "URL_EXPIRY_SECONDS", "OUTPUT_DIR", "CALLBACK_SECRET"),
         *("WORKER_CONCURRENCY", "JOB_TIMEOUT_SECONDS", "MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"),
         *("MAX_LORA_BYTES", "LORA_CACHE_DIR", "LORA_CACHE_BYTES"),
-        *("PLACEMENT", "WEIGHT_TYPE"),
+        *("PLACEMENT", "WEIGHT_TYPE", "COMPILE", "COMPILE_CACHE_DIR"),
         *("LOG_LEVEL", "LOG_FORMAT", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_PUBLIC_URL"),
         *("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", *BUCKET),
     )
@@ -156,8 +156,9 @@ def test_the_operators_choices_about_memory_are_words_or_auto() -> None:
     chosen = from_env({"PLACEMENT": "Group", "WEIGHT_TYPE": "fp8"})
     assert (chosen.placement, chosen.weight_type) == ("group", "fp8")
     assert from_env({"WEIGHT_TYPE": "INT8"}).weight_type == "int8"
-    left = from_env({"PLACEMENT": "auto", "WEIGHT_TYPE": "AUTO"})
-    assert (left.placement, left.weight_type) == (None, None)
+    assert from_env({"COMPILE": "On"}).compile == "on"
+    left = from_env({"PLACEMENT": "auto", "WEIGHT_TYPE": "AUTO", "COMPILE": "auto"})
+    assert (left.placement, left.weight_type, left.compile) == (None, None, None)
 
 
 def test_blank_optional_bucket_variables_take_their_defaults() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import QUICK, Answer
 from tests.test_job import picture
-from wan_worker import chain, contract, request, tiny, work
+from wan_worker import chain, contract, flops, request, tiny, work
 from wan_worker import job as jobs
 from wan_worker.activations import SHAPES, Shape
 from wan_worker.catalog import MODELS, Installed
@@ -55,7 +55,7 @@ def test_the_transformers_arithmetic_is_what_torch_counts(with_picture: bool) ->
     blocks = sum(
         sum(counted[name].values()) for name in counted if re.search(r"\.blocks\.\d+$", name)
     )
-    assert work.forward_flops(shape, 3 * 4 * 6, 17 if with_picture else 0) == blocks
+    assert flops.forward_flops(shape, 3 * 4 * 6, 17 if with_picture else 0) == blocks
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_transformers_arithmetic_is_what_torch_counts(with_picture: bool) ->
 def test_full_size_forwards_come_to_the_published_magnitudes(model: str, teraflops: int) -> None:
     found = MODELS[model]
     tokens = work.tokens(found, found.default_size, found.native_frames)
-    assert work.forward_flops(SHAPES[model], tokens) / 1e12 == pytest.approx(teraflops, rel=0.005)
+    assert flops.forward_flops(SHAPES[model], tokens) / 1e12 == pytest.approx(teraflops, rel=0.005)
 
 
 @pytest.mark.parametrize(

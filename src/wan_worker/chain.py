@@ -20,6 +20,7 @@ from wan_worker.activations import SHAPES
 from wan_worker.catalog import MODELS, Installed, Model
 from wan_worker.choose import accelerates
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
+from wan_worker.exact import AUTO, Compiling
 from wan_worker.hardware import Hardware
 from wan_worker.memory import gb, loaded_bytes, stay_together
 from wan_worker.outputs import LARGEST_SEED, Output
@@ -42,6 +43,7 @@ def make(
     extras: Mapping[str, Installed] = MappingProxyType({}),
     placement: Placement | None = None,
     weight_type: WeightType | None = None,
+    compiling: Compiling = AUTO,
 ) -> Plan:
     """The plan of a job: of one clip, or of a chain of them. As ``plan.make``, which see.
 
@@ -51,7 +53,9 @@ def make(
     """
 
     def clip(asked: Request) -> Plan:
-        return plan.make(asked, hardware, installed, default_model, extras, placement, weight_type)
+        return plan.make(
+            asked, hardware, installed, default_model, extras, placement, weight_type, compiling
+        )
 
     if request.mode == "image" or (request.num_frames is None and request.duration is None):
         return clip(request)

@@ -135,6 +135,7 @@ def _make(
         if film.failure is not None:  # of ours: what is in ``made`` is not to be made again
             raise film.failure
     control.parts = ()
+    planned = studio.pool.compiler.explain(planned)
     return replace(planned, notices=(*planned.notices, *notices))
 
 
@@ -164,7 +165,9 @@ def _equipped(
     with lora.applied(pipeline, (*_distilled(planned, studio), *studio.loras)) as fits:
         # After the LoRAs: what moves weights takes stock of them when it is put on.
         placing.arrange(pipeline, planned)
-        yield pipeline, fits, studio.pool.attention.use(pipeline, planned)
+        planned = studio.pool.attention.use(pipeline, planned)
+        with studio.pool.compiler.applied(pipeline, planned):
+            yield pipeline, fits, planned
 
 
 def _distilled(planned: Plan, studio: Studio) -> tuple[LoraFile, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from wan_worker.hardware import Hardware
-from wan_worker.peaks import peak_of
+from wan_worker.peaks import SHARE, UNKNOWN_TFLOPS, peak_of
 from wan_worker.work import STAGES, Key, Kind, Quantity, Visit
 
 Basis = Literal["measured", "related", "assumed"]
@@ -25,13 +25,6 @@ Basis = Literal["measured", "related", "assumed"]
 
 KEPT: Final = 8
 """Samples of one key that count: enough for a median, few enough to follow a change."""
-
-SHARE: Final = 0.35
-"""Of a GPU's peak, that a transformer is assumed to reach: diffusers' 9.77 s a step of the 14B
-image-to-video at 480p on an H100 are 343 of 989 TFLOP/s."""
-
-UNKNOWN_TFLOPS: Final = 100.0
-"""Peak of a GPU that is in no table."""
 
 CPU_FLOPS: Final = 60e9
 """Operations a second of one core in fp32; measured on the tiny transformer."""

@@ -15,7 +15,16 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import ahead, conditions, crossing, guidance, previews, remember, residuals
+from wan_worker import (
+    ahead,
+    compiling,
+    conditions,
+    crossing,
+    guidance,
+    previews,
+    remember,
+    residuals,
+)
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
 from wan_worker.embeddings import Embeddings, Key
@@ -120,17 +129,18 @@ def denoise(
     count = len(plan.outputs)
     if negative_prompt_embeds is not None:
         negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
-    # Noise is drawn on the CPU, so that a seed means the same on every device, and from one
-    # generator for each output, so that it means the same in every batch.
-    generators = [torch.Generator("cpu").manual_seed(output.seed) for output in plan.outputs]
-    try:
+
+    def run() -> torch.Tensor:
+        # Noise is drawn on the CPU, so that a seed means the same on every device, and from one
+        # generator for each output, so that it means the same in every batch.
+        generators = [torch.Generator("cpu").manual_seed(output.seed) for output in plan.outputs]
         with (
             ahead.timesteps(pipeline),
             remember.prompt_work(pipeline, plan),
             residuals.reused(pipeline, plan),
             guidance.together(pipeline, plan, negative_prompt_embeds),
         ):
-            latents: torch.Tensor = pipeline(
+            made: torch.Tensor = pipeline(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
                 height=height,
@@ -146,6 +156,10 @@ def denoise(
                 callback_on_step_end_tensor_inputs=[] if viewer is None else ["latents"],
                 **conditions.arguments(pipeline, plan, references, generators),
             )[0]
+        return made
+
+    try:
+        latents = compiling.or_eagerly(pipeline, run)
     finally:
         # The pipeline does this on success only.
         pipeline.maybe_free_model_hooks()

@@ -25,6 +25,13 @@ PEAKS: Final = {
 }
 """Peak and its source by what nvidia-smi's name holds; of several that fit, the first."""
 
+SHARE: Final = 0.35
+"""Of a GPU's peak, that a transformer is assumed to reach: diffusers' 9.77 s a step of the 14B
+image-to-video at 480p on an H100 are 343 of 989 TFLOP/s."""
+
+UNKNOWN_TFLOPS: Final = 100.0
+"""Peak of a GPU that is in no table."""
+
 
 def peak_of(name: str) -> tuple[float, str] | None:
     """TFLOP/s and its source of a GPU by nvidia-smi's name for it; None: not in the table."""

@@ -1,10 +1,9 @@
 """Build pipelines from shared components, keep what fits, evict the rest.
 
-``Pool`` is the only state that outlives a job: loaded components by name, in order of last use, and
-what the text encoder made of earlier texts (embeddings), and what is known of the GPU's attention
-kernels. A pipeline object is put together anew for
-each job (it costs a millisecond) with a fresh scheduler, so nothing a job sets on it can reach the
-next one.
+``Pool`` is the only state that outlives a job: loaded components by name, in order of last use,
+what the text encoder made of earlier texts (embeddings), and what is known of the machine's kernels
+and compiler (attention, compiling). A pipeline object is put together anew for each job (it costs a
+millisecond) with a fresh scheduler, so nothing a job sets on it can reach the next one.
 
 Promises: a component is read from disk once while it stays in memory, whichever models use it. What
 others leave no room for on the GPU waits in main memory, and is dropped where that is short too.
@@ -20,6 +19,7 @@ from typing import Any
 from wan_worker import placing, quantize, rrdbnet
 from wan_worker.attention import Gate
 from wan_worker.catalog import Installed, Model
+from wan_worker.compiling import Compiler
 from wan_worker.components import UPSCALER, Component
 from wan_worker.embeddings import Embeddings
 from wan_worker.hardware import Hardware
@@ -35,13 +35,16 @@ Load = Callable[[Component, Path, Hardware, str], Any]
 class Pool:
     """Components in memory, shared by all pipelines; for one thread at a time (the GPU lock)."""
 
-    def __init__(self, hardware: Hardware, load: Load = load_component) -> None:
+    def __init__(
+        self, hardware: Hardware, load: Load = load_component, compiler: Compiler | None = None
+    ) -> None:
         self._hardware = hardware
         self._load = load
         self._components: OrderedDict[str, Any] = OrderedDict()
         self._bytes: dict[str, int] = {}
         self.embeddings = Embeddings()
         self.attention = Gate()
+        self.compiler = compiler or Compiler()
 
     @property
     def loaded(self) -> tuple[str, ...]:

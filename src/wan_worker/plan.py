@@ -29,7 +29,7 @@ from wan_worker.catalog import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.choose import choose, install_hint
 from wan_worker.components import UPSCALER
 from wan_worker.errors import InvalidRequest, ModelUnavailable
-from wan_worker.exact import STOCK, Exact
+from wan_worker.exact import AUTO, STOCK, Compiling, Exact
 from wan_worker.formats import Mode
 from wan_worker.hardware import Hardware
 from wan_worker.memory import Layout
@@ -139,7 +139,7 @@ class Plan:
     @property
     def remembers_prompt(self) -> bool:
         """Is what the transformers make of the prompt alone kept from step to step?"""
-        return activations.remembers(self.model, job_of(self))
+        return not self.exact.compiled and activations.remembers(self.model, job_of(self))
 
     @property
     def turbo(self) -> tuple[str, ...]:
@@ -192,6 +192,7 @@ def make(
     extras: Mapping[str, Installed] = MappingProxyType({}),
     placement: Placement | None = None,
     weight_type: WeightType | None = None,
+    compiling: Compiling = AUTO,
 ) -> Plan:
     """Decide everything that can be decided before the first byte is fetched.
 
@@ -200,6 +201,7 @@ def make(
         extras: components beside the models, by name.
         placement: the operator's; None leaves it to the plan.
         weight_type: the operator's, for requests that ask for none.
+        compiling: the operator's.
 
     Raises:
         InvalidRequest: the request and the model that it names contradict each other.
@@ -288,7 +290,9 @@ def make(
         together, why = batch_size(plan, area, here, hardware)
         plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
     job = job_of(plan, area, plan.batch_size)
-    found, said = exact.choose(model, here, job, layout, hardware)
+    calls = math.ceil(len(plan.outputs) / plan.batch_size)
+    steps = calls * (plan.steps_taken - plan.reused_steps)
+    found, said = exact.choose(model, here, job, layout, hardware, steps, compiling)
     plan = replace(plan, exact=found, reasons=(*plan.reasons, *said))
     return _explain_grid(plan) if plan.size is not None else plan
 

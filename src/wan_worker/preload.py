@@ -14,6 +14,7 @@ from typing import Final
 from wan_worker import placing, plan, weights
 from wan_worker.catalog import MODELS, Model
 from wan_worker.errors import WorkerError
+from wan_worker.exact import Compiling
 from wan_worker.faults import classify
 from wan_worker.job import Worker
 from wan_worker.outputs import Output
@@ -56,6 +57,7 @@ def _load(worker: Worker, name: str) -> None:
         here,
         placement=settings.placement,
         weight_type=settings.weight_type,
+        compiling=Compiling("off"),  # which is done for the shapes of a job
     )
     pipeline = worker.pool.pipeline(planned, here[name], lambda: None)
     placing.arrange(pipeline, planned)

@@ -34,10 +34,10 @@ def lower(
         plan,
         layout=layout,
         batch_size=1,
-        exact=replace(plan.exact, guided_together=False),
+        exact=replace(plan.exact, guided_together=False, compiled=False),
         # Another model's segments keep the layout that was found for that model.
         segments=tuple(
-            replace(s, layout=layout, exact=replace(s.exact, guided_together=False))
+            replace(s, layout=layout, exact=replace(s.exact, guided_together=False, compiled=False))
             if s.model == plan.model
             else s
             for s in plan.segments

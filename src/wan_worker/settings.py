@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 Placement = Literal["resident", "sequential", "group"]
 WeightType = Literal["bf16", "fp8", "int8"]
+Compile = Literal["on", "off"]
 
 DAY_SECONDS = 86_400
 MAX_URL_EXPIRY_SECONDS = 7 * DAY_SECONDS
@@ -78,6 +79,10 @@ class Settings:
     """Where weights are kept: resident, sequential or group; None leaves it to the plan."""
     weight_type: WeightType | None = None
     """Type of the transformers' weights for requests that ask for none: bf16, fp8 or int8."""
+    compile: Compile | None = None
+    """Whether the transformers' blocks are compiled; None leaves it to the plan."""
+    compile_cache_dir: Path | None = None
+    """Where what was compiled is kept; None: in the container, which forgets it."""
     max_image_bytes: int = 20 * 1024**2
     max_image_pixels: int = 40_000_000
     max_lora_bytes: int = 2 * 1024**3
@@ -139,6 +144,8 @@ def from_env(env: Mapping[str, str]) -> Settings:
         job_timeout_seconds=read("JOB_TIMEOUT_SECONDS", _integer(1, 7 * DAY_SECONDS), None),
         placement=read("PLACEMENT", _one_of("resident", "sequential", "group"), None),
         weight_type=read("WEIGHT_TYPE", _one_of("bf16", "fp8", "int8"), None),
+        compile=read("COMPILE", _one_of("on", "off"), None),
+        compile_cache_dir=read("COMPILE_CACHE_DIR", Path, None),
         max_image_bytes=read(
             "MAX_IMAGE_BYTES", _integer(1024, 512 * 1024**2), Settings.max_image_bytes
         ),

@@ -1,8 +1,8 @@
 """What has a job to do, stage by stage, counted? Operations, pixels, bytes: no seconds.
 
 Pure. A job passes its stages in an order that its plan fixes: ``visits`` lists them, each with the
-quantities of its work. A transformer's forward is counted by formula (the tests hold it against
-torch's own counter), the decoder by the pixels that come out of it.
+quantities of its work. A transformer's forward is counted by formula (flops), the decoder by the
+pixels that come out of it.
 Not covered: how long it takes (estimate), and what is not this worker's doing: waiting for the GPU,
 pictures and LoRAs that are fetched, a language model's words.
 """
@@ -13,8 +13,9 @@ from typing import Final, Literal, NamedTuple
 
 from wan_worker.activations import SHAPES, Shape, latent_frames
 from wan_worker.catalog import MAX_PROMPT_TOKENS, Installed, Model
-from wan_worker.components import CLIP, VAE_2_2
+from wan_worker.components import VAE_2_2
 from wan_worker.exact import Exact
+from wan_worker.flops import forward_flops, picture_tokens
 from wan_worker.plan import Plan, job_of
 
 Stage = Literal["load", "prompt", "denoise", "decode_encode", "upload"]
@@ -28,9 +29,6 @@ Kind = Literal[
 """What a quantity is of. ``arrange``: a pipeline of parts in memory; ``remembered``: texts whose
 embeddings are; ``begin``: what passes before the first step; ``reused``: a step that takes over the
 one before; ``bytes``: of the file."""
-
-CLIP_TOKENS: Final = 257
-"""Of one picture: ViT-H's 16 x 16 patches of 14 pixels, and the class token."""
 
 TOY: Final = Shape(dim=128, ffn=384, layers=6)
 """The trained tiny transformers' (weights/tiny)."""
@@ -97,36 +95,6 @@ def tokens(model: Model, size: tuple[int, int], frames: int) -> int:
     """Of a clip: one for each 2x2 latents of each latent frame."""
     per_frame = (size[0] // model.grid) * (size[1] // model.grid)
     return ((frames - 1) // model.temporal_stride + 1) * per_frame
-
-
-def forward_flops(
-    shape: Shape, count: int, picture_tokens: int = 0, text_tokens: int = MAX_PROMPT_TOKENS
-) -> int:
-    """Of a transformer's blocks for one branch of guidance, a multiply and an add counted as two.
-
-    A block multiplies each token by the four square matrices of self-attention, by two of
-    cross-attention (the other two are for the text's tokens) and by the feed-forward's two, and
-    in self-attention each token meets each other twice: once for the score, once for the sum.
-    VACE's blocks are blocks with a projection before the first and one after each.
-
-    Args:
-        count: tokens of the clip.
-        picture_tokens: of CLIP's, which have keys and values of their own.
-    """
-    dim = shape.dim
-    read = text_tokens + picture_tokens
-    linear = 2 * count * (6 * dim**2 + 2 * dim * shape.ffn) + 2 * read * 2 * dim**2
-    attention = 4 * count * count * dim + 4 * count * read * dim
-    vace = shape.vace_layers
-    projections = 2 * count * dim**2 * (vace + 1 if vace else 0)
-    return (shape.layers + vace) * (linear + attention) + projections
-
-
-def picture_tokens(model: Model) -> int:
-    """Tokens of the pictures that CLIP reads; 0 for a model without it."""
-    if CLIP not in model.components:
-        return 0
-    return CLIP_TOKENS * (2 if model.last_image == "required" else 1)
 
 
 def visits(planned: Plan, installed: Mapping[str, Installed], here: Here) -> tuple[Visit, ...]:
@@ -253,7 +221,8 @@ def _how(planned: Plan) -> str:
 def _computed(exact: Exact) -> str:
     """Ways to compute the same that differ in speed."""
     threads = "" if exact.threads is None else f" {exact.threads} threads"
-    return f" {exact.attention[0]}{threads}{' together' if exact.guided_together else ''}"
+    together = " together" if exact.guided_together else ""
+    return f" {exact.attention[0]}{threads}{together}{' compiled' if exact.compiled else ''}"
 
 
 def _toy(planned: Plan) -> str:

@@ -28,10 +28,12 @@ from wan_worker import (
     work,
 )
 from wan_worker.catalog import MODELS, Installed
+from wan_worker.compiling import Compiler
 from wan_worker.components import Component
 from wan_worker.contract import Contract
 from wan_worker.errors import ConfigInvalid, ModelCorrupt, ModelUnavailable
 from wan_worker.estimate import Estimate
+from wan_worker.exact import Compiling
 from wan_worker.hardware import Hardware
 from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
@@ -77,7 +79,7 @@ def make(settings: Settings) -> Worker:
         contract=contract.load(),
         hardware=machine,
         policy=net.Policy(allow_private=settings.allow_private_urls),
-        pool=Pool(machine),
+        pool=Pool(machine, compiler=Compiler(settings.compile_cache_dir)),
         ffmpeg=encode.find_ffmpeg(),
         tuning=Tuning(settings.state_dir),
     )
@@ -100,6 +102,7 @@ def planned(asked: Request, worker: Worker) -> Plan:
             extras(worker),
             settings.placement,
             settings.weight_type,
+            Compiling(settings.compile, settings.compile_cache_dir is not None),
         )
         if not asked.enhance_prompt:
             return plan
