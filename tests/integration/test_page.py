@@ -385,8 +385,10 @@ def test_models_say_what_they_are(open_page: Open) -> None:
     item = page.locator("#models-list > li", has_text="wan2.1-t2v-1.3b")
     expect(item).to_contain_text("installed")
     expect(item).to_contain_text("tiny")
+    expect(item).to_contain_text("Video from a text; at its best with 832 × 480, 81 frames")
     missing = page.locator("#models-list > li", has_text="wan2.2-t2v-a14b")
     expect(missing).to_contain_text("missing")
+    assert "undefined" not in page.locator("#models-list").inner_text()
     page.click("nav >> text=Create")
     assert page.locator("#f-model option", has_text="wan2.2-t2v-a14b").is_disabled()
 

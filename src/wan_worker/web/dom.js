@@ -23,6 +23,7 @@ export function say(node, text) {
 /** Seconds, as people say them: "8.4 s", "3 min 20 s", "1 h 5 min". */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
+  if (seconds === 0) return "0 s";
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;

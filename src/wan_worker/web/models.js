@@ -10,11 +10,13 @@ export class Models {
   constructor() {
     this.said = new Map();
     this.timer = null;
+    this.abilities = null;
   }
 
   /** Read it all anew; again soon while something is on its way, if the view is open. */
   async load() {
     clearTimeout(this.timer);
+    this.abilities ??= new Map((await get("/api/v1/wan-models/dashboard")).models.map((model) => [model.id, ability(model.capabilities)]));
     const [{ models }, { downloads }] = await Promise.all([get("/api/v1/models/status"), get("/api/v1/models/download/progress")]);
     this.draw(models, downloads);
     if (downloads.some(isMoving)) this.timer = setTimeout(() => { if (!byId("models").hidden) this.load(); }, POLL);
@@ -44,6 +46,7 @@ export class Models {
         model.weights === "tiny" && el("span", { className: "chip wait" }, "tiny (toy)"),
         model.loaded && el("span", { className: "chip good" }, "in memory")),
       el("div", { className: "buttons" }, ...buttons.filter(Boolean)),
+      el("p", { className: "said" }, this.abilities.get(model.id)),
       el("p", { className: "hint said" }, facts.join(" · ")),
       isMoving(download) && el("progress", { "aria-label": `Download of ${model.id}`, max: 1, value: share(download) }),
       isMoving(download) && el("p", { className: "hint said" }, `${size(download.bytes_done)} of ${size(download.bytes_total)} · ${download.message}`),
@@ -71,6 +74,19 @@ export class Models {
     this.said.set(id, text);
     if (text) say(byId("models-said"), `${id}: ${text}`);
   }
+}
+
+/** What a model is for, in a line. */
+function ability({ text_to_video: text, image, last_image: last, native }) {
+  const from = {
+    "none none": "a text",
+    "optional none": "a text, and a first frame if there is one",
+    "required none": "a first frame",
+    "required optional": "a first frame, to a last one if there is one",
+    "required required": "a first frame to a last one",
+    "optional optional": `${text ? "a text, " : ""}a first frame, a last one, or both`,
+  }[`${image} ${last}`];
+  return `Video from ${from}; at its best with ${native.width} × ${native.height}, ${native.num_frames} frames, ${native.fps} a second`;
 }
 
 const isMoving = (download) => download?.status === "downloading";
