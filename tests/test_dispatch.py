@@ -1,6 +1,7 @@
 """The server's end of the engine, against engines that follow a script: each fault on its own."""
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -161,6 +162,40 @@ def test_an_engine_that_keeps_dying_is_started_less_and_less_often(tmp_path: Pat
         assert bench.dispatcher.state == "restarting"
 
     play(Bench(tmp_path, "sys.exit(3)"), scene)
+
+
+def test_an_engine_that_dies_of_every_job_gets_the_next_one_later_and_later(tmp_path: Path) -> None:
+    script = """
+say("ready")
+for command in commands:
+    sys.exit(1)
+"""
+
+    async def scene(bench: Bench) -> None:
+        bench.submit("a", "b", "c")
+        assert await bench.ended("a", "b", "c") == ["failed"] * 3
+        await bench.until(lambda: len(bench.pauses) == 3)
+        assert bench.pauses == list(dispatch.PAUSES[:3])
+
+    play(Bench(tmp_path, script), scene)
+
+
+def test_a_ledger_that_can_not_be_written_ends_the_server(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, OBEDIENT)
+
+    async def run() -> None:
+        running = asyncio.create_task(bench.dispatcher.run())
+        await bench.until(lambda: bench.dispatcher.state == "ready")
+        bench.ledger.submit("a", {}, 9)
+        bench.ledger.close()
+        with pytest.raises(sqlite3.Error):
+            bench.dispatcher.submitted()
+        bench.dispatcher._engine.leave()  # type: ignore[union-attr]
+        async with asyncio.timeout(30):
+            await running
+
+    with pytest.raises(ConfigInvalid, match="the ledger can't be used"):
+        asyncio.run(run())
 
 
 def test_an_engine_that_can_not_be_understood_is_replaced(tmp_path: Path) -> None:

@@ -155,6 +155,39 @@ def test_the_history_does_not_grow_for_ever(book: Ledger, monkeypatch: pytest.Mo
     assert [entry.id for entry in book.history(9)] == ["c", "b", "waiting"]
 
 
+def inline(number: int) -> dict[str, object]:
+    assets = [{"data": "A" * 100, "bytes": number}, {"data": "B", "bytes": 1}]
+    return ANSWER | {"assets": assets}
+
+
+def test_a_history_does_not_hold_the_files_that_are_in_answers(book: Ledger) -> None:
+    submit(book, "a", "b")
+    book.complete("a", inline(1))
+    (_, told) = book.history(9)
+    assert told.answer == ANSWER | {"assets": [{"bytes": 1}, {"bytes": 1}]}
+    found = book.find("a")
+    assert found is not None
+    assert found.answer == inline(1)
+
+
+def test_only_the_latest_answers_hold_their_files(
+    book: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "INLINE_KEPT", 2)
+    url = ANSWER | {"assets": [{"url": "x", "key": "y", "bytes": 1}]}
+    submit(book, "old", "url", "b", "c")
+    book.complete("url", url)
+    for number, name in enumerate(("old", "b", "c")):
+        book.complete(name, inline(number))
+    answers = [book.find(name).answer for name in ("old", "url", "b", "c")]  # type: ignore[union-attr]
+    assert answers == [
+        ANSWER | {"assets": [{"bytes": 0}, {"bytes": 1}]},
+        url,
+        inline(1),
+        inline(2),
+    ]
+
+
 def test_an_id_is_data(book: Ledger) -> None:
     name = "x' OR '1'='1"
     submit(book, "a", name)

@@ -294,3 +294,77 @@ def test_settings_print_without_their_secrets(caplog: pytest.LogCaptureFixture) 
     printed = f"{settings!r} {settings.bucket} {settings.callback_secrets[0]:}" + caplog.text
     assert "canary" not in printed
     assert "Secret(***)" in printed
+
+
+KEY = "a-key-of-the-operator"
+
+
+def test_every_variable_of_the_http_api_is_read() -> None:
+    settings = from_env(
+        {
+            "API_HOST": "0.0.0.0",
+            "API_PORT": "80",
+            "API_KEY": KEY,
+            "API_ADMIN_KEY": f"{KEY}-admin",
+            "API_CORS_ORIGINS": "https://a.example.com, http://b.example.com:8080",
+            "API_MAX_BODY_BYTES": "1048576",
+            "QUEUE_LIMIT": "5",
+            "STATE_DIR": "/state",
+            "HF_TOKEN": "hf_0123456789",
+        }
+    )
+    assert settings == Settings(
+        api_host="0.0.0.0",
+        api_port=80,
+        api_key=Secret(KEY),
+        api_admin_key=Secret(f"{KEY}-admin"),
+        api_cors_origins=("https://a.example.com", "http://b.example.com:8080"),
+        api_max_body_bytes=1_048_576,
+        queue_limit=5,
+        state_dir=Path("/state"),
+        hub_token=Secret("hf_0123456789"),
+    )
+    assert KEY not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_HOST", "example.com"),
+        ("API_HOST", "127.0.0.1:80"),
+        ("API_HOST", "127.1"),
+        ("API_PORT", "0"),
+        ("API_PORT", "65536"),
+        ("API_KEY", "short"),
+        ("API_KEY", "with spaces in it, and long"),
+        ("API_KEY", "ünïcode-ünïcode-ünïcode"),
+        ("API_CORS_ORIGINS", "*"),
+        ("API_CORS_ORIGINS", "https://example.com/"),
+        ("API_CORS_ORIGINS", "https://EXAMPLE.com"),
+        ("API_CORS_ORIGINS", "example.com"),
+        ("API_MAX_BODY_BYTES", "1"),
+        ("QUEUE_LIMIT", "0"),
+    ],
+)
+def test_what_the_http_api_can_not_use_is_refused(name: str, value: str) -> None:
+    (problem,) = problems_of({name: value})
+    assert problem.startswith(f"{name}: ")
+    if name == "API_KEY":
+        assert value not in problem
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "192.0.2.1", "::ffff:10.0.0.1"])
+def test_an_address_that_others_reach_needs_a_key(host: str) -> None:
+    (problem,) = problems_of({"API_HOST": host})
+    assert problem.startswith("API_KEY: ")
+    assert from_env({"API_HOST": host, "API_KEY": KEY}).api_key == Secret(KEY)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST"])
+def test_this_machines_own_addresses_need_none(host: str) -> None:
+    assert from_env({"API_HOST": host}).api_key is None
+
+
+def test_an_admin_key_alone_protects_nothing_and_is_refused() -> None:
+    (problem,) = problems_of({"API_ADMIN_KEY": KEY})
+    assert problem.startswith("API_ADMIN_KEY: needs an API_KEY")

@@ -226,12 +226,13 @@ def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
 
 
 def _result(entry: Entry) -> dict[str, Any]:
-    """The response, with a URL of this server for each file that lies on this machine."""
+    """The response, with a URL of this server for each file that is neither in it nor elsewhere."""
     answer = dict(entry.answer or {})
     answer["assets"] = [
-        asset | {"url": f"{BASE}/{entry.id}/assets/{index}"}
-        if asset.get("url", "").startswith("file:")
-        else asset
+        asset
+        if "data" in asset or not asset.get("url", "file:").startswith("file:")
+        else {"url": f"{BASE}/{entry.id}/assets/{index}"}
+        | {name: value for name, value in asset.items() if name != "url"}
         for index, asset in enumerate(answer["assets"])
     ]
     return answer
@@ -246,6 +247,8 @@ def _time(seconds: float | None) -> str | None:
 def _file(asset: dict[str, Any], settings: Settings) -> Response:
     if "data" in asset:
         return Response(base64.b64decode(asset["data"]), media_type=asset["content_type"])
+    if "url" not in asset:
+        raise not_found("The file was in the answer, which is too old to hold it still")
     if not asset["url"].startswith("file:"):
         if settings.bucket is None:  # it was another one's
             return RedirectResponse(asset["url"])

@@ -69,6 +69,8 @@ class _Engine:
     jobs: dict[str, _Running] = field(default_factory=dict)
     questions: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     ready: bool = False
+    served: bool = False
+    """A job of its has ended."""
     leaving: bool = False
     """It gets no more jobs."""
 
@@ -134,13 +136,13 @@ class Dispatcher:
         self.recover()
         failures, once_ready = 0, False
         while not self._stop.is_set():
-            worked = await self._live()
+            engine = await self._live()
             if self._stop.is_set():
                 break
-            once_ready = once_ready or worked
+            once_ready = once_ready or engine.ready
             if self.state == "unfit" and not once_ready:
                 raise ConfigInvalid(self.problem or "")
-            failures = 1 if worked else failures + 1
+            failures = 1 if engine.served else failures + 1
             self.restarts += 1
             self.restarted_at.append(time.time())
             if self.state != "unfit":
@@ -231,8 +233,8 @@ class Dispatcher:
         if self._engine is not None:
             self._engine.tell("stop measuring")
 
-    async def _live(self) -> bool:
-        """One engine from its start to its end; whether it got ready."""
+    async def _live(self) -> _Engine:
+        """One engine from its start to its end."""
         source = str(Path(__file__).resolve().parents[1])
         process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -254,7 +256,7 @@ class Dispatcher:
         finally:
             self._engine = None
             self._bury(engine, await _ended(process))
-        return engine.ready
+        return engine
 
     async def _listen(self, engine: _Engine) -> None:
         stdout = engine.process.stdout
@@ -289,6 +291,7 @@ class Dispatcher:
 
     def _ended(self, engine: _Engine, job_id: str, refresh: bool) -> None:
         engine.jobs.pop(job_id, None)
+        engine.served = True
         # An answer that could not be recorded: the job did run, and its files may be there.
         self._ledger.fail(job_id, public(UnexpectedError(
             "The job's answer could not be recorded; see the server's log"), "upload"))  # fmt: skip

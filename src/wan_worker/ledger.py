@@ -38,6 +38,9 @@ KEPT: Final = 10_000
 SHOWN_CHARACTERS: Final = 10_000
 """Longest text of a request that is shown again: prompts are shorter, pictures longer."""
 
+INLINE_KEPT: Final = 50
+"""Latest answers that hold their files themselves; older ones are kept without."""
+
 BUSY_SECONDS: Final = 30.0
 """How long one process waits while the other writes."""
 
@@ -52,11 +55,18 @@ CREATE TABLE IF NOT EXISTS jobs (
     started_at REAL,
     ended_at REAL,
     answer TEXT,
+    inline INTEGER NOT NULL DEFAULT 0,
     error TEXT
 );
 CREATE INDEX IF NOT EXISTS by_status ON jobs (status, place);
+CREATE INDEX IF NOT EXISTS by_inline ON jobs (inline, place);
 """
-_FACTS: Final = "place, id, status, shown, submitted_at, started_at, ended_at, answer, error"
+_BEFORE: Final = "place, id, status, shown, submitted_at, started_at, ended_at"
+_FACTS: Final = f"{_BEFORE}, answer, error"
+_LIGHT: Final = "json_remove(answer{})".format(
+    "".join(f", '$.assets[{index}].data'" for index in range(4))  # as many as a job may make
+)
+_LIGHT_FACTS: Final = f"{_BEFORE}, {_LIGHT}, error"
 
 
 class QueueFull(Exception):
@@ -77,7 +87,8 @@ class Entry:
     started_at: float | None
     ended_at: float | None
     answer: dict[str, Any] | None
-    """The response of a job that completed (``schemas/response.schema.json``)."""
+    """The response of a job that completed (``schemas/response.schema.json``); in a history, and
+    when it is old, without the files that were in it."""
     error: dict[str, Any] | None
     """``code``, ``message``, ``field``, ``retryable`` and ``stage`` of one that did not."""
 
@@ -164,7 +175,8 @@ class Ledger:
 
     def complete(self, job_id: str, answer: Mapping[str, Any]) -> bool:
         """Record the response of a job; False where it had ended before."""
-        return self._end(job_id, "completed", answer=json.dumps(answer))
+        inline = any("data" in asset for asset in answer["assets"])
+        return self._end(job_id, "completed", answer=json.dumps(answer), inline=inline)
 
     def fail(self, job_id: str, error: Mapping[str, Any]) -> bool:
         """Record why a job has no response; False where it had ended before."""
@@ -193,10 +205,10 @@ class Ledger:
     def history(
         self, limit: int, status: Status | None = None, before: int | None = None
     ) -> list[Entry]:
-        """The newest jobs first; ``before`` is the place of the last one already seen."""
+        """The newest jobs first, less files; ``before`` is the place of the last one seen."""
         with self._lock:
             rows = self._file.execute(
-                f"SELECT {_FACTS} FROM jobs WHERE (?1 IS NULL OR status = ?1) "  # noqa: S608
+                f"SELECT {_LIGHT_FACTS} FROM jobs WHERE (?1 IS NULL OR status = ?1) "  # noqa: S608
                 "AND (?2 IS NULL OR place < ?2) ORDER BY place DESC LIMIT ?3",
                 (status, before, limit),
             ).fetchall()
@@ -229,13 +241,20 @@ class Ledger:
         answer: str | None = None,
         error: str | None = None,
         only: Status | None = None,
+        inline: bool = False,
     ) -> bool:
         with self._writing() as file:
             changed = file.execute(
-                "UPDATE jobs SET status = ?, answer = ?, error = ?, ended_at = ?, request = NULL "
-                "WHERE id = ? AND status IN ('queued', 'running') AND (?6 IS NULL OR status = ?6)",
-                (status, answer, error, self._clock(), job_id, only),
+                "UPDATE jobs SET status = ?1, answer = ?2, error = ?3, ended_at = ?4, "
+                "inline = ?5, request = NULL "
+                "WHERE id = ?6 AND status IN ('queued', 'running') AND (?7 IS NULL OR status = ?7)",
+                (status, answer, error, self._clock(), inline, job_id, only),
             ).rowcount
+            file.execute(
+                f"UPDATE jobs SET answer = {_LIGHT}, inline = 0 WHERE inline AND place <= "  # noqa: S608
+                "(SELECT place FROM jobs WHERE inline ORDER BY place DESC LIMIT 1 OFFSET ?)",
+                (INLINE_KEPT,),
+            )
             file.execute(
                 "DELETE FROM jobs WHERE place <= (SELECT place FROM jobs "
                 "WHERE status NOT IN ('queued', 'running') ORDER BY place DESC LIMIT 1 OFFSET ?) "
