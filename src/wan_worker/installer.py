@@ -31,7 +31,7 @@ def main() -> int:
     tally, over = Tally(), threading.Event()
     try:
         settings = from_env(os.environ)
-        logs.start(settings.log_level)
+        logs.start(settings.log_level, settings.log_format)
         counting = threading.Thread(target=_count, args=(line, tally, over))
         counting.start()
         try:
