@@ -1,4 +1,4 @@
-"""Write the tables of README.md and performance.md, and the plots; --check fails when they drift.
+"""Write the tables of README.md and docs/, and the plots; --check fails when they drift.
 
 They come from the schemas, the code and what benchmarks/ measured.
 
@@ -27,6 +27,8 @@ from wan_worker.catalog import EXTRAS, MODELS, Model, stored_bytes  # noqa: E402
 from wan_worker.hardware import Hardware  # noqa: E402
 
 README = ROOT / "README.md"
+REQUESTS = ROOT / "docs" / "requests.md"
+OPERATING = ROOT / "docs" / "operating.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 
 
@@ -250,19 +252,21 @@ def _starts(model: Model) -> bool:
     return model.text_pipeline is None or model.expand_timesteps
 
 
-TABLES = {
-    "fields": fields_table,
-    "presets": presets_table,
-    "models": models_table,
-    "errors": errors_table,
-    "weights": weights_table,
-    "images": images_table,
-    "fits": fits_table,
-    "figures": figures.figures_table,
+TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    README: {"figures": figures.figures_table},
+    REQUESTS: {
+        "fields": fields_table,
+        "presets": presets_table,
+        "models": models_table,
+        "errors": errors_table,
+    },
+    OPERATING: {"weights": weights_table, "images": images_table, "fits": fits_table},
+    PERFORMANCE: figures.TABLES,
 }
+"""Of each document, by name."""
 
 
-def render(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
+def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """A document with every table written anew.
 
     Raises:
@@ -277,10 +281,7 @@ def render(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
 
 def wanted() -> dict[Path, str]:
     """What every generated file should hold."""
-    documents = {
-        README: render(README.read_text("utf-8")),
-        PERFORMANCE: render(PERFORMANCE.read_text("utf-8"), figures.TABLES),
-    }
+    documents = {path: render(path.read_text("utf-8"), tables) for path, tables in TABLES.items()}
     return documents | {ROOT / "docs" / name: plot() for name, plot in figures.PLOTS.items()}
 
 

@@ -20,17 +20,15 @@ def tables() -> ModuleType:
     return module
 
 
-def test_the_readme_is_up_to_date(tables: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert tables.render(text) == text
-
-
 def test_a_drifted_table_is_noticed(tables: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert tables.render(text.replace("| `video_high` |", "| `video_hihg` |")) == text
+    text, kinds = tables.REQUESTS.read_text("utf-8"), tables.TABLES[tables.REQUESTS]
+    assert tables.render(text, kinds) == text
+    assert tables.render(text.replace("| `video_high` |", "| `video_hihg` |"), kinds) == text
 
 
-def test_the_page_on_performance_and_its_plots_hold_what_was_measured(tables: ModuleType) -> None:
+def test_every_document_and_plot_holds_what_the_code_says_and_what_was_measured(
+    tables: ModuleType,
+) -> None:
     for path, text in tables.wanted().items():
         assert path.read_text("utf-8") == text, path
 
@@ -50,13 +48,13 @@ def test_every_error_code_has_a_meaning_and_no_meaning_is_left_over(tables: Modu
 def test_every_variable_that_is_read_is_documented() -> None:
     source = (ROOT / "src" / "wan_worker" / "settings.py").read_text()
     names = set(re.findall(r'"((?:[A-Z]+_)+[A-Z]+)"', source)) - {"RUNPOD_WEBHOOK_GET_JOB"}
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert {name for name in names if f"`{name}`" not in readme} == set()
+    settings = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    assert {name for name in names if f"`{name}`" not in settings} == set()
 
 
 def test_every_module_has_its_question() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    table = readme[readme.index("| module | question |") :].split("\n\n")[0]
+    code = (ROOT / "docs" / "code.md").read_text("utf-8")
+    table = code[code.index("| module | question |") :].split("\n\n")[0]
     modules = {path.stem for path in (ROOT / "src" / "wan_worker").glob("*.py")} - {"__init__"}
     assert set(re.findall("`(\\w+)`", re.sub(r"`make \w+`", "", table))) == modules
 
@@ -74,3 +72,17 @@ def test_nothing_points_outside_the_repository() -> None:
         text = path.read_text("utf-8")
         assert "../shared" not in text
         assert "HOSTILE" not in text
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)\s]+)", path.read_text("utf-8")):
+            if "://" in target:
+                continue
+            name, _, anchor = target.partition("#")
+            document = path if not name else path.parent / name
+            assert document.exists(), (path.name, target)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.M)
+                slugs = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}
+                assert anchor in slugs, (path.name, target)

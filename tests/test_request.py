@@ -114,7 +114,7 @@ def test_unknown_field_names_the_nearest_known_one(typo: str, near: str) -> None
 def test_unknown_field_with_nothing_near_points_to_the_documentation() -> None:
     error = refused_video(zzzzqqqq=1)
     assert error.field == "/input/zzzzqqqq"
-    assert "README" in error.message
+    assert "docs/requests.md" in error.message
 
 
 def test_a_field_name_with_slash_and_tilde_is_escaped_in_the_pointer() -> None:

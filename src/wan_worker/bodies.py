@@ -14,7 +14,7 @@ Time = str | None
 class Error(BaseModel):
     """Why a request, or a job, failed."""
 
-    code: str = Field(description="Stands for the reason; the README lists them.")
+    code: str = Field(description="Stands for the reason; docs/requests.md lists them.")
     message: str = Field(description="What is wrong and what to do, for a person.")
     field: str | None = Field(description="JSON pointer of the field at fault, if one is.")
     retryable: bool = Field(description="Whether the same request may succeed later.")

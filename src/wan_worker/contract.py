@@ -164,7 +164,7 @@ def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
             known = schema["properties"]
             for name in sorted(set(instance) - set(known)):
                 near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.6)
-                hint = f"did you mean {near[0]}?" if near else "the README lists every field"
+                hint = f"did you mean {near[0]}?" if near else "docs/requests.md lists every field"
                 yield f"{pointer}/{_escape(name)}", f"Unknown field; {hint}"
         case "required":
             absent = [name for name in rule if name not in instance]

@@ -9,7 +9,7 @@ Promises: only JSON, tokenizer files and safetensors are downloaded from the Hub
 pickle becomes safetensors without being trusted; the VAE and the modules that
 the model's class keeps in float32 are stored as they came; a component that is there is not asked
 for again, so an installed store needs no network; two processes on one volume take turns.
-Not covered: a file system without locks, and which models are worth installing (README).
+Not covered: a file system without locks, and which models are worth installing (docs/operating.md).
 """
 
 import errno
