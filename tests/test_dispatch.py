@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from wan_worker import dispatch
-from wan_worker.dispatch import Dispatcher, NotReady
+from wan_worker import dispatch, engine_process
+from wan_worker.dispatch import Dispatcher
+from wan_worker.engine_process import NotReady
 from wan_worker.errors import ConfigInvalid
 from wan_worker.ledger import FILE, Entry, Ledger
 from wan_worker.settings import Settings
@@ -282,6 +283,9 @@ for command in commands:
     async def scene(bench: Bench) -> None:
         bench.submit("late")
         assert await bench.ended("late") == ["failed"]
+        error = bench.find("late").error
+        assert error is not None
+        assert error["code"] == "DEADLINE"
 
     play(Bench(tmp_path, script, job_timeout_seconds=1), scene)
 
@@ -314,7 +318,7 @@ for command in commands:
 def test_a_question_that_is_not_answered_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(engine_process, "ASK_SECONDS", 0.2)
 
     async def scene(bench: Bench) -> None:
         await bench.until(lambda: bench.dispatcher.state == "ready")
@@ -407,7 +411,7 @@ def test_stopping_while_the_engine_starts_leaves_nobody(tmp_path: Path) -> None:
 def test_stopping_ends_an_engine_that_does_not_listen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "STOP_SECONDS", 0.3)
+    monkeypatch.setattr(engine_process, "STOP_SECONDS", 0.3)
     bench = Bench(tmp_path, 'say("ready")\nwhile True: time.sleep(1)')
 
     async def scene(bench: Bench) -> None:

@@ -105,6 +105,7 @@ ORDER = [
         "watchers",
         "engine",
         "aftermath",
+        "engine_process",
         "calibrations",
         "dispatch",
         "installer",

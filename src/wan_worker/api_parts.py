@@ -11,8 +11,9 @@ from fastapi import Path
 
 from wan_worker.catalog import MODELS, OTHER_NAMES
 from wan_worker.contract import Contract
-from wan_worker.dispatch import Dispatcher, NotReady
+from wan_worker.dispatch import Dispatcher
 from wan_worker.downloads import Downloads
+from wan_worker.engine_process import NotReady
 from wan_worker.ledger import Ledger
 from wan_worker.refusals import Refusal, not_found, not_ready
 from wan_worker.settings import Settings

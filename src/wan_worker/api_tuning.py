@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends
 from wan_worker.access import admin_only
 from wan_worker.api_parts import Parts, model_id
 from wan_worker.bodies import Optimization, Optimize, Recommendations, refusals
-from wan_worker.dispatch import NotReady
+from wan_worker.engine_process import NotReady
 from wan_worker.recommend import Known, recommendations
 from wan_worker.refusals import Refusal, not_ready
 from wan_worker.tuning import Tuning

@@ -9,23 +9,25 @@ Not covered: what a job does (job), and what is kept of it (ledger).
 """
 
 import asyncio
-import json
 import logging
-import os
 import sqlite3
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from wan_worker import aftermath
 from wan_worker.calibrations import Calibrations, Order
-from wan_worker.errors import Canceled, ConfigInvalid, UnexpectedError, WorkerError, public
+from wan_worker.engine_process import EngineProcess, NotReady, Running, start
+from wan_worker.errors import (
+    Canceled,
+    ConfigInvalid,
+    DeadlineExceeded,
+    UnexpectedError,
+    WorkerError,
+    public,
+)
 from wan_worker.ledger import Entry, Ledger
 from wan_worker.settings import Settings
 from wan_worker.watchers import ENDED, Watchers
@@ -35,54 +37,13 @@ log = logging.getLogger(__name__)
 State = Literal["starting", "ready", "restarting", "unfit", "stopped"]
 
 COMMAND: Final = (sys.executable, "-m", "wan_worker.engine")
-ASK_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 10.0
-"""For the engine to end when it is let go of: twice what it gives its jobs."""
-
 GRACE_SECONDS: Final = 120.0
 """For a job to notice that it was cancelled: one step of the largest clip takes about a minute."""
 
 PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 """Seconds before a start, after so many ends without a job in between."""
 
-LINE_BYTES: Final = 64 * 1024**2
-
 LOST: Final = UnexpectedError("The server stopped while this job ran; submit it again")
-
-
-class NotReady(Exception):
-    """The engine is not there to be asked."""
-
-
-@dataclass
-class _Running:
-    """A job that the engine has."""
-
-    canceled: bool = False
-
-
-@dataclass
-class _Engine:
-    """One process, and what it has been given."""
-
-    process: Process
-    jobs: dict[str, _Running] = field(default_factory=dict)
-    questions: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
-    ready: bool = False
-    served: bool = False
-    """A job of its has ended."""
-    leaving: bool = False
-    """It gets no more jobs."""
-
-    def tell(self, what: str, **facts: Any) -> None:
-        stdin = self.process.stdin
-        if stdin is not None and not stdin.is_closing():
-            stdin.write(json.dumps({"do": what} | facts).encode() + b"\n")
-
-    def leave(self) -> None:
-        """Let it end: it exits when its line closes."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
 
 
 class Dispatcher:
@@ -106,8 +67,7 @@ class Dispatcher:
         watchers.changed = self._watch
         self._command = command
         self._pause = pause
-        self._engine: _Engine | None = None
-        self._numbers = 0
+        self._engine: EngineProcess | None = None
         self._stop = asyncio.Event()
         self.state: State = "starting"
         self.restarted_at: deque[float] = deque(maxlen=100)
@@ -161,7 +121,7 @@ class Dispatcher:
         if engine is None:
             return
         engine.leave()
-        await _ended(engine.process)
+        await engine.ended()
 
     def submitted(self) -> None:
         """There is a job in the ledger."""
@@ -188,23 +148,11 @@ class Dispatcher:
         """What job.run answers to ``mode: info``.
 
         Raises:
-            NotReady: the engine is starting, or ends before it answers, or does not answer.
+            NotReady: the engine is not there, or does not answer.
         """
-        engine = self._engine
-        if engine is None or not engine.ready:
+        if self._engine is None:
             raise NotReady
-        self._numbers += 1
-        number = self._numbers
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        engine.questions[number] = future
-        engine.tell("ask", number=number, input={"mode": "info"} | dict(question))
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                return await future
-        except TimeoutError:
-            raise NotReady from None
-        finally:
-            engine.questions.pop(number, None)
+        return await self._engine.ask(question)
 
     async def _rest(self, seconds: float) -> None:
         """Wait so long, or until the server stops."""
@@ -233,19 +181,11 @@ class Dispatcher:
         if self._engine is not None:
             self._engine.tell("stop measuring")
 
-    async def _live(self) -> _Engine:
+    async def _live(self) -> EngineProcess:
         """One engine from its start to its end."""
-        source = str(Path(__file__).resolve().parents[1])
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=PIPE,
-            stdout=PIPE,
-            limit=LINE_BYTES,
-            env=os.environ | {"PYTHONPATH": source},
-        )
+        engine = self._engine = await start(self._command)
         if self._stop.is_set():  # meanwhile, when there was nobody to tell
-            process.kill()
-        engine = self._engine = _Engine(process)
+            engine.kill()
         try:
             await self._listen(engine)
         except sqlite3.Error:
@@ -255,14 +195,11 @@ class Dispatcher:
             engine.leave()
         finally:
             self._engine = None
-            self._bury(engine, await _ended(process))
+            self._bury(engine, await engine.ended())
         return engine
 
-    async def _listen(self, engine: _Engine) -> None:
-        stdout = engine.process.stdout
-        assert stdout is not None  # noqa: S101 (a pipe was asked for)
-        while text := await stdout.readline():
-            message = json.loads(text)
+    async def _listen(self, engine: EngineProcess) -> None:
+        while (message := await engine.hear()) is not None:
             match message.pop("say"):
                 case "ready":
                     engine.ready, self.state, self.problem = True, "ready", None
@@ -276,20 +213,18 @@ class Dispatcher:
                     if message["id"] in engine.jobs:
                         self._watchers.publish(message.pop("id"), {"type": "preview"} | message)
                 case "answer":
-                    future = engine.questions.get(message["number"])
-                    if future is not None and not future.done():
-                        future.set_result(message["answer"])
+                    engine.answered(message["number"], message["answer"])
                 case "measured":
                     self.calibrations.heard(message)
                 case "ended":
                     self._ended(engine, message["id"], message["refresh"])
 
-    def _progress(self, engine: _Engine, job_id: str, event: dict[str, Any]) -> None:
+    def _progress(self, engine: EngineProcess, job_id: str, event: dict[str, Any]) -> None:
         if job_id in engine.jobs:
             about = {"type": "progress", "task_id": job_id, "status": "running", "position": None}
             self._watchers.publish(job_id, about | event)
 
-    def _ended(self, engine: _Engine, job_id: str, refresh: bool) -> None:
+    def _ended(self, engine: EngineProcess, job_id: str, refresh: bool) -> None:
         engine.jobs.pop(job_id, None)
         engine.served = True
         # An answer that could not be recorded: the job did run, and its files may be there.
@@ -315,7 +250,7 @@ class Dispatcher:
             if job_id is None:
                 break
             handed = True
-            engine.jobs[job_id] = _Running()
+            engine.jobs[job_id] = Running()
             engine.tell("run", id=job_id)
             if job_id in self._watchers.watched:
                 engine.tell("watch", id=job_id, on=True)
@@ -342,22 +277,24 @@ class Dispatcher:
             if entry is not None and entry.status == "queued":
                 self.tell_position(entry)
 
-    def _see_to_it(self, engine: _Engine, job_id: str, seconds: float) -> None:
+    def _see_to_it(self, engine: EngineProcess, job_id: str, seconds: float) -> None:
         """Kill the engine if the job is still there by then."""
 
         def look() -> None:
-            if job_id in engine.jobs:
+            running = engine.jobs.get(job_id)
+            if running is not None and not running.canceled:
+                running.overdue = DeadlineExceeded(
+                    "The job's time was up, and it did not end by itself; ask for fewer steps, "
+                    "frames or pixels, or raise JOB_TIMEOUT_SECONDS"
+                )
+            if running is not None:
                 log.error("job %s does not end; the engine is killed", job_id)
-                with suppress(ProcessLookupError):
-                    engine.process.kill()
+                engine.kill()
 
         asyncio.get_running_loop().call_later(seconds, look)
 
-    def _bury(self, engine: _Engine, code: int) -> None:
+    def _bury(self, engine: EngineProcess, code: int) -> None:
         """Fail what an engine that is gone had been given."""
-        for future in engine.questions.values():
-            if not future.done():
-                future.set_exception(NotReady())
         self.calibrations.lost()
         why = f"by signal {-code}" if code < 0 else f"with status {code}"
         if self._stop.is_set():
@@ -370,8 +307,8 @@ class Dispatcher:
                 f"The process that ran this job ended {why}{memory}; submit it again"
             )
         for job_id, running in engine.jobs.items():
-            gone = Canceled("The job was cancelled") if running.canceled else error
-            self._lose(job_id, gone)
+            gone = Canceled("The job was cancelled") if running.canceled else running.overdue
+            self._lose(job_id, gone or error)
 
     def _lose(self, job_id: str, error: WorkerError) -> None:
         """Record the end of a job whose engine is gone: its answer, if it had come to that."""
@@ -384,14 +321,3 @@ class Dispatcher:
         entry = self._ledger.find(job_id)
         if entry is not None:
             self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})
-
-
-async def _ended(process: Process) -> int:
-    """The exit status of a process that has been let go of; one that stays is killed."""
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            return await process.wait()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            process.kill()
-        return await process.wait()
