@@ -257,3 +257,15 @@ def test_what_was_learned_changes_no_byte(worker: jobs.Worker) -> None:
         answer = jobs.run({"id": "b", "input": QUICK}, replace(worker, record=record), Control())
         hashes.append(answer["assets"][0]["sha256"])
     assert hashes[0] == hashes[1]
+
+
+def test_compiling_is_expected_once_for_a_size_and_learned_apart_from_the_steps() -> None:
+    fast = Key("step", STEP.of, STEP.how + " compiled")
+    compile_ = Quantity(BEGIN._replace(kind="compile"))
+    first = Visit("denoise", (Quantity(BEGIN), compile_), (Quantity(fast, 1e12),) * 4)
+    again = replace(first, once=first.once[:1])
+    extra = estimate.make([first], {}, H200).seconds - estimate.make([again], {}, H200).seconds
+    assert extra > 20
+    stay = Stay("denoise", 64.0, (61.0, 1.0, 1.0, 1.0))
+    found = measured(estimate.learn([first], [stay], [1]))
+    assert found == {"compile": 60.0, "step": 1.0}

@@ -202,3 +202,20 @@ def test_a_batch_is_denoised_together_and_decoded_one_by_one() -> None:
     assert [visit.stage for visit in found].count("decode_encode") == 4
     alone = visits(planned(model="wan2.1-t2v-1.3b", size="256x256", num_frames=5))
     assert found[2].steps[0].amount == 4 * alone[2].steps[0].amount
+
+
+def test_a_size_is_compiled_for_until_this_process_has_done_it() -> None:
+    plan = planned(model="wan2.1-t2v-14b")
+    compiled = replace(plan, exact=replace(plan.exact, compiled=True))
+    seen: list[tuple[work.Key, float]] = []
+
+    def has(key: work.Key, amount: float) -> bool:
+        return (key, amount) in seen
+
+    here = replace(NOTHING_YET, seen=has)
+    denoise = visits(compiled, here)[2]
+    assert kinds(denoise) == ["begin", "compile"]
+    seen.append((denoise.steps[0].key, denoise.steps[0].amount))
+    assert kinds(visits(compiled, here)[2]) == ["begin"]
+    assert kinds(visits(replace(compiled, num_frames=41), here)[2]) == ["begin", "compile"]
+    assert kinds(visits(replace(plan, exact=replace(plan.exact, compiled=False)))[2]) == ["begin"]

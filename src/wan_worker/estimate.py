@@ -1,16 +1,17 @@
 """How long will a job take, and how long has this kind of work taken so far?
 
 Pure. Work that nobody has measured here is assumed to take a fixed time and a time per unit, from
-what the machine is. What was measured corrects that as a whole: the median of (measured over
-assumed) of the last samples of the same kind of work, else of the same kind on another model. So
-one job is enough to learn from, an odd one changes little, and both the fixed part and the part
-that grows with the size stay in it. (A line fitted through the samples, or the sample of the
-nearest size, came less true on unseen sizes.)
+what the machine is. What was measured corrects that as a whole: by measured over assumed, the
+median of the three samples nearest in size among the last ones of the same kind of work, else of
+the same kind on another model. So one job is enough to learn from, an odd one changes little, and
+both the fixed part and the part that grows with the size stay in it. (benchmarks/estimates.py; a
+line fitted through the samples came less true on unseen sizes.)
 
 A job's own pace, once it has one, corrects what is left of it.
 Not covered: what work there is (work), keeping the samples (record).
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,14 @@ from wan_worker.work import STAGES, Key, Kind, Quantity, Visit
 Basis = Literal["measured", "related", "assumed"]
 """This very work on this worker; the same on another model; nothing but the machine."""
 
-KEPT: Final = 8
-"""Samples of one key that count: enough for a median, few enough to follow a change."""
+KEPT: Final = 16
+"""Samples of one key that count."""
+
+NEAREST: Final = 3
+"""Of those, the ones whose median is taken: nearest in size, of equally near ones the newest."""
+
+ALIKE: Final = 0.1
+"""As logarithms: sizes less apart than this are equally near."""
 
 CPU_FLOPS: Final = 60e9
 """Operations a second of one core in fp32; measured on the tiny transformer."""
@@ -69,7 +76,7 @@ class Expected:
         """Seconds of the steps that follow the first ``done`` of ``count``."""
         if len(self.steps) == count:
             return sum(self.steps[done:])
-        return self.seconds * (1 - done / max(count, 1))
+        return self.seconds * max(0.0, 1 - done / max(count, 1))
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def make(work: Sequence[Visit], samples: Samples, machine: Hardware) -> Estimate
             by_key[quantity.key] = by_key.get(quantity.key, 0.0) + spent
             if by_key[quantity.key] >= by_key.get(longest.key, 0.0):
                 longest = quantity
-    _, basis, count = _factor(longest.key, samples, machine)
+    _, basis, count = _factor(longest, samples, machine)
     return Estimate(tuple(visits), basis, count, tuple(work))
 
 
@@ -209,7 +216,7 @@ def _of_steps(visit: Visit, stay: Stay, cold: bool) -> Iterator[Sample]:
         return
     spared = [s for q, s in zip(visit.steps, stay.steps, strict=True) if q.key.kind == "reused"]
     computed = [q for q in visit.steps if q.key.kind == "step"]
-    begun = visit.once[0]
+    begun = visit.once[-1]  # what is compiled takes longer than anything before it
     before = 0.0
     if len(stay.steps) > 2:
         rest = [s for q, s in zip(visit.steps[1:], stay.steps[1:], strict=True)
@@ -228,16 +235,17 @@ def _of_steps(visit: Visit, stay: Stay, cold: bool) -> Iterator[Sample]:
 
 
 def _measure(quantity: Quantity, samples: Samples, machine: Hardware) -> float:
-    factor, _, _ = _factor(quantity.key, samples, machine)
+    factor, _, _ = _factor(quantity, samples, machine)
     assumed = _assumed(quantity.key, quantity.amount, machine)
     return quantity.times * factor * assumed
 
 
-def _factor(key: Key, samples: Samples, machine: Hardware) -> tuple[float, Basis, int]:
+def _factor(quantity: Quantity, samples: Samples, machine: Hardware) -> tuple[float, Basis, int]:
     """Measured over assumed, where from, and by how many samples."""
+    key = quantity.key
     own = _settled(samples.get(key, ()))
     if own:
-        return _median(own, machine), "measured", len(own)
+        return _median(own, quantity.amount, machine), "measured", len(own)
     others = [
         sample
         for other, found in samples.items()
@@ -245,7 +253,7 @@ def _factor(key: Key, samples: Samples, machine: Hardware) -> tuple[float, Basis
         for sample in _settled(found)
     ]
     if others:
-        return _median(others, machine), "related", len(others)
+        return _median(others, quantity.amount, machine), "related", len(others)
     return 1.0, "assumed", 0
 
 
@@ -254,8 +262,13 @@ def _settled(found: Sequence[Sample]) -> Sequence[Sample]:
     return (warm or found)[-KEPT:]
 
 
-def _median(found: Sequence[Sample], machine: Hardware) -> float:
-    return statistics.median(s.measured / _assumed(s.key, s.amount, machine) for s in found)
+def _median(found: Sequence[Sample], amount: float, machine: Hardware) -> float:
+    def distance(sample: Sample) -> int:
+        return round(abs(math.log((1 + sample.amount) / (1 + amount))) / ALIKE)
+
+    newest_first = found[::-1]
+    near = sorted(newest_first, key=distance)[:NEAREST]
+    return statistics.median(s.measured / _assumed(s.key, s.amount, machine) for s in near)
 
 
 def _assumed(key: Key, amount: float, machine: Hardware) -> float:
@@ -280,10 +293,12 @@ def _prior(key: Key, machine: Hardware) -> tuple[float, float]:
         "remembered": (0.01, 0.0),
         # The encoder has about half of the decoder's work.
         "begin": (0.02, 0.5 / convolving),
-        "step": (0.01, 1 / speed),
+        # What the host takes to start a forward's kernels; a CPU computes them itself.
+        "compile": (40.0, 0.0),  # one kind of block (exact)
+        "step": (0.01 if machine.device == "cuda" else 0.002, 1 / speed),
         "reused": (0.005, 0.05 / speed),
         # ffmpeg's start and the check of the file.
-        "decode": (0.07, 1 / convolving),
+        "decode": (0.04, 1 / convolving),
         "upload": (0.15, 5e-8) if key.of in ("bucket", "caller") else (0.002, 2e-9),
         "bytes": (2000.0, _BYTES_PER_PIXEL.get(key.of, 0.1)),
     }

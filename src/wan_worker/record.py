@@ -91,6 +91,11 @@ class Record:
         with self._lock:
             self._codes[code] = self._codes.get(code, 0) + 1
 
+    def has(self, key: Key, amount: float) -> bool:
+        """Is there a sample of this very amount?"""
+        with self._lock:
+            return any(sample.amount == amount for sample in self._samples.get(key, ()))
+
     @property
     def samples(self) -> Samples:
         with self._lock:

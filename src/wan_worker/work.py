@@ -23,12 +23,13 @@ STAGES: Final[tuple[Stage, ...]] = ("load", "prompt", "denoise", "decode_encode"
 """Those that an estimate covers, as the response's timings name them."""
 
 Kind = Literal[
-    "import", "load", "arrange", "prompt", "remembered", "begin", "step", "reused", "decode",
-    "upload", "bytes",
+    "import", "load", "arrange", "prompt", "remembered", "begin", "compile", "step", "reused",
+    "decode", "upload", "bytes",
 ]  # fmt: skip
 """What a quantity is of. ``arrange``: a pipeline of parts in memory; ``remembered``: texts whose
-embeddings are; ``begin``: what passes before the first step; ``reused``: a step that takes over the
-one before; ``bytes``: of the file."""
+embeddings are; ``begin``: what passes before the first step; ``compile``: blocks, for a size and
+length that this process has not seen; ``reused``: a step that takes over the one before; ``bytes``:
+of the file."""
 
 TOY: Final = Shape(dim=128, ffn=384, layers=6)
 """The trained tiny transformers' (weights/tiny)."""
@@ -89,6 +90,8 @@ class Here:
     """The model libraries are."""
     to: str
     """Where the files go: folder, inline, bucket or caller."""
+    seen: Callable[[Key, float], bool] = lambda key, amount: False
+    """Has work of this kind and very amount been measured here?"""
 
 
 def tokens(model: Model, size: tuple[int, int], frames: int) -> int:
@@ -117,12 +120,12 @@ def _visits(planned: Plan, installed: Mapping[str, Installed], here: Here) -> It
                 segment = replace(segment, size=segment.size or planned.size)
                 yield _load(segment, installed, here)
                 here = replace(here, loaded={*here.loaded, *_entries(segment)})
-                yield _denoise(segment, 1)
+                yield _denoise(segment, 1, here)
                 yield _decode(segment, planned)
     else:
         for first in range(0, count, planned.batch_size):
             rows = min(planned.batch_size, count - first)
-            yield _denoise(planned, rows)
+            yield _denoise(planned, rows, here)
             for _ in range(rows):
                 yield _decode(planned, planned)
     pixels = (planned.pixel_budget if planned.size is None else _area(planned.size)) * (
@@ -163,7 +166,7 @@ def _prompt(planned: Plan, installed: Mapping[str, Installed], here: Here) -> Vi
     return Visit("prompt", (Quantity(Key("prompt", encoder.name, _how(planned)), flops, new),))
 
 
-def _denoise(planned: Plan, rows: int) -> Visit:
+def _denoise(planned: Plan, rows: int, here: Here) -> Visit:
     """Of so many outputs at a time."""
     model, how = planned.model, _how(planned)
     job = job_of(planned)
@@ -181,9 +184,12 @@ def _denoise(planned: Plan, rows: int) -> Visit:
     chosen = f"{how}{_computed(planned.exact)}"
     computed = Quantity(Key("step", model.id, chosen), flops, forwards)
     spared = Quantity(Key("reused", model.id, chosen), flops, forwards)
+    once = [Quantity(Key("begin", model.id, how), encoded)]
+    if planned.exact.compiled and not here.seen(computed.key, flops):
+        once.append(Quantity(Key("compile", model.id, how)))
     return Visit(
         "denoise",
-        (Quantity(Key("begin", model.id, how), encoded),),
+        tuple(once),
         tuple(spared if one else computed for one in reused),
     )
 

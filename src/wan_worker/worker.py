@@ -134,6 +134,7 @@ def estimated(
         knows=pool.embeddings.knows,
         imported="diffusers" in sys.modules,
         to=delivery.place(asked, settings),
+        seen=worker.record.has,
     )
     to_do = work.visits(plan, installed(worker) if here is None else here, done)
     return estimate.make(to_do, worker.record.samples, worker.hardware)
