@@ -83,8 +83,8 @@ def figures_table() -> str:
         (
             "the time told before a job of a size not seen yet, after 9 others: how far off",
             f"median {learned['median']:.0%}, nine of ten within {learned['p90']:.0%}, in "
-            f"processor time; by the wall's clock, beside a load of {load:.1f}, {wall['median']:.0%} and "
-            f"{wall['p90']:.0%}",
+            "processor time; by the wall's clock, beside a load of "
+            f"{load:.1f}, {wall['median']:.0%} and {wall['p90']:.0%}",
             "",
             "estimates.py",
         ),
