@@ -80,6 +80,7 @@ bench: $(BIN)/.ready models/.tiny
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/job.py
 	$(BIN)/python benchmarks/estimates.py
+	$(BIN)/python benchmarks/polling.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python docs/tables.py
 

@@ -270,6 +270,27 @@ for command in commands:
     play(Bench(tmp_path, script), scene)
 
 
+def test_a_job_is_cancelled_whose_engine_is_just_ending(tmp_path: Path) -> None:
+    script = """
+say("ready")
+for command in commands:
+    os.close(1)  # nothing more is said, but the process is there
+    time.sleep(1)
+    sys.exit(1)
+"""
+
+    async def scene(bench: Bench) -> None:
+        bench.submit("a", "next")
+        await bench.until(lambda: bench.dispatcher._engine and bench.dispatcher._engine.silent)
+        assert bench.dispatcher.cancel(bench.find("a")) is True
+        with pytest.raises(NotReady):
+            await bench.dispatcher.ask({"report": "health"})
+        assert bench.find("next").status == "queued"
+        assert await bench.ended("a") == ["canceled"]
+
+    play(Bench(tmp_path, script), scene)
+
+
 def test_a_job_that_does_not_see_its_deadline_is_ended_with_its_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ Not covered: TLS and who may connect (the network), and what a key's holder may 
 
 import asyncio
 import hmac
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -76,7 +77,7 @@ class Access:
         origin = headers.get("origin")
         if origin is None or origin in self._settings.api_cors_origins:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if _netloc(origin) != host.lower():
             raise Refusal(
                 403,
                 "FORBIDDEN",
@@ -111,10 +112,12 @@ class Access:
         Raises:
             Refusal: 413, 415 or 408.
         """
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            return receive  # there is none
         most = self._settings.api_max_body_bytes
         too_large = Refusal(413, "TOO_LARGE", f"The body must have at most {most} bytes")
         stated = headers.get("content-length", "0")
-        if not stated.isdigit() or len(stated) > 18 or int(stated) > most:
+        if not re.fullmatch("[0-9]{1,18}", stated) or int(stated) > most:
             raise too_large
         parts: list[bytes] = []
         size = 0
@@ -191,6 +194,14 @@ def _headers(scope: Scope) -> dict[str, str]:
             raise Refusal(400, "INVALID_REQUEST", f"The header {key} is given twice")
         found.setdefault(key, value.decode("latin-1"))
     return found
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _names_loopback(host: str) -> bool:

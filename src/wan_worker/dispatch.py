@@ -194,8 +194,10 @@ class Dispatcher:
             log.exception("the engine can't be understood")
             engine.leave()
         finally:
+            engine.silent = True
+            code = await engine.ended()
             self._engine = None
-            self._bury(engine, await engine.ended())
+            self._bury(engine, code)
         return engine
 
     async def _listen(self, engine: EngineProcess) -> None:
@@ -242,7 +244,9 @@ class Dispatcher:
     def _hand_out(self) -> None:
         """Give the engine as many jobs as it has hands for."""
         engine = self._engine
-        if engine is None or not engine.ready or engine.leaving or self._stop.is_set():
+        if engine is None or not engine.ready or engine.leaving or engine.silent:
+            return
+        if self._stop.is_set():
             return
         handed = False
         while len(engine.jobs) < self._settings.worker_concurrency:

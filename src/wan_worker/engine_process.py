@@ -48,6 +48,8 @@ class EngineProcess:
     """A job of its has ended."""
     leaving: bool = False
     """It gets no more jobs."""
+    silent: bool = False
+    """It says nothing more: it is ending, or has."""
     _questions: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     _numbers: "count[int]" = field(default_factory=count)
 
@@ -78,7 +80,7 @@ class EngineProcess:
         Raises:
             NotReady: it is starting, or ends before it answers, or does not answer.
         """
-        if not self.ready:
+        if not self.ready or self.silent:
             raise NotReady
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
