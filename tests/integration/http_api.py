@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -126,14 +126,16 @@ class HttpApi(Child):
 
     def engine(self) -> psutil.Process:
         """The process that generates."""
+        found: list[psutil.Process] = self.until(lambda: self.children("wan_worker.engine"))
+        return found[0]
 
-        def look() -> psutil.Process | None:
-            for process in psutil.Process(self.pid).children():
-                if "wan_worker.engine" in process.cmdline():
-                    return process
-            return None
-
-        found: psutil.Process = self.until(look)
+    def children(self, module: str) -> list[psutil.Process]:
+        """The server's child processes that run a module, less those that are just ending."""
+        found = []
+        for process in psutil.Process(self.pid).children():
+            with suppress(psutil.Error):
+                if module in process.cmdline():
+                    found.append(process)
         return found
 
 

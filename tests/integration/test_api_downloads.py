@@ -48,11 +48,7 @@ def start(api: HttpApi, model: str) -> dict[str, Any]:
 
 
 def installers(api: HttpApi) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process(api.pid).children()
-        if "wan_worker.installer" in process.cmdline()
-    ]
+    return api.children("wan_worker.installer")
 
 
 def test_a_download_is_cancelled_goes_on_and_serves_a_job(api: HttpApi, hub: HubServer) -> None:
