@@ -33,6 +33,8 @@ FILM = "src/wan_worker/film.py"
 GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py"
 SOLVER = "src/wan_worker/solver.py"
 CONDITIONS = "src/wan_worker/conditions.py"
+PREVIEWS, GUIDANCE = "src/wan_worker/previews.py", "src/wan_worker/guidance.py"
+AHEAD = "src/wan_worker/ahead.py"
 MEANING, MODELS = "tests/test_meaning.py", "tests/test_models.py"
 
 MUTANTS = (
@@ -170,6 +172,48 @@ MUTANTS = (
         "step, branch = divmod(self.calls, self.branches)",
         "step, branch = self.calls // self.branches, 0",
         "tests/test_residuals.py::test_it_is_what_diffusers_magcache_makes_to_the_bit",
+    ),
+    Mutant(
+        "a preview of the noise",
+        PREVIEWS,
+        "(now - ratio * before)",
+        "(now + ratio * before)",
+        "tests/test_previews.py::test_the_estimate_is_exact_on_a_straight_line",
+    ),
+    Mutant(
+        "a preview from a watched job's first frame",
+        PREVIEWS,
+        "self._latents.shape[2] // 2",
+        "0",
+        "tests/test_previews.py::test_a_preview_half_way_shows_what_the_video_will_show",
+    ),
+    Mutant(
+        "both branches of guidance at once, taken for each other",
+        GUIDANCE,
+        "first, second = made.chunk(2)",
+        "second, first = made.chunk(2)",
+        "tests/test_guidance.py::test_the_latents_are_those_of_two_calls_within_rounding",
+    ),
+    Mutant(
+        "one text for both branches of guidance",
+        GUIDANCE,
+        "torch.cat([text, negative.to(text)])",
+        "torch.cat([text, text])",
+        "tests/test_guidance.py::test_the_latents_are_those_of_two_calls_within_rounding",
+    ),
+    Mutant(
+        "a solver's factor of the wrong step",
+        AHEAD,
+        "return noise / self.sigmas[start], signal",
+        "return noise / self.sigmas[end], signal",
+        "tests/test_ahead.py::test_every_solver_steps_as_diffusers_own_to_the_bit",
+    ),
+    Mutant(
+        "a solver's second order dropped",
+        AHEAD,
+        "moved = moved - gain * (0.5 * older)",
+        "pass",
+        "tests/test_ahead.py::test_every_solver_steps_as_diffusers_own_to_the_bit",
     ),
 )
 

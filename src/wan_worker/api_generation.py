@@ -81,7 +81,11 @@ def router(parts: Parts) -> APIRouter:
         status: Status | None = None,
         before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
     ) -> JSONResponse:
-        """The jobs, newest first."""
+        """The jobs, newest first.
+
+        Files that are in an answer (`response_format: base64`) are left out of lists: an asset
+        then has a `url` of this server in place of its `data`. Ask for the job to have all of it.
+        """
         found = parts.ledger.history(limit, status, before)
         following = found[-1].place if len(found) == limit else None
         return JSONResponse({"jobs": [shown(entry, parts) for entry in found], "before": following})

@@ -78,7 +78,9 @@ class Job(Submitted):
 class History(BaseModel):
     """Jobs, newest first."""
 
-    jobs: list[Job]
+    jobs: list[Job] = Field(
+        description="Without the bytes of files: each asset has a url and no data."
+    )
     before: int | None = Field(description="Ask with this for the next page; null on the last.")
 
 

@@ -1,5 +1,6 @@
 """The HTTP API on real sockets: a job from its submission to its file."""
 
+import base64
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,23 @@ def test_the_history_is_told_newest_first_and_page_by_page(
     assert ids[-1] == done["task_id"] or done["task_id"] in ids
     failed = api.get(f"{GENERATION}?status=failed").json["jobs"]
     assert {job["status"] for job in failed} <= {"failed"}
+
+
+def test_a_list_of_jobs_does_not_carry_their_files(api: HttpApi) -> None:
+    job = api.wait(api.submit(QUICK | {"response_format": "base64"}))
+    (asset,) = job["result"]["assets"]
+    file = base64.b64decode(asset["data"])
+    newest = api.get(f"{GENERATION}?limit=1").json["jobs"][0]
+    (listed,) = newest["result"]["assets"]
+    assert newest["task_id"] == job["task_id"]
+    url = listed["url"]
+    assert listed == {name: value for name, value in asset.items() if name != "data"} | {"url": url}
+    given = api.get(url)
+    assert (given.status, given.headers["content-type"]) == (200, "video/mp4")
+    assert given.body == file
+    assert hashlib.sha256(file).hexdigest() == asset["sha256"]
+    described = api.get("/openapi.json").json["paths"][GENERATION]["get"]["description"]
+    assert "left out of lists" in described
 
 
 def test_an_optimized_job_takes_over_steps_where_its_model_can(api: HttpApi) -> None:

@@ -29,11 +29,13 @@ WATCHED = SHORT | {"size": "128x96", "num_inference_steps": "30", "duration": "2
 """A job of seconds."""
 LONG = QUICK | {"num_inference_steps": 100, "num_frames": 81, "size": "128x96"}
 JOB_MS = 90_000
+MODEL = "wan2.1-t2v-1.3b"
+UNMEASURED = f"{MODEL} has not been measured"
 VIEWS = {
     "create": "#f-seed",
     "history": "#history-list video",
     "models": "#models-list button",
-    "performance": "#charts svg",
+    "performance": "#performance:has(#advice > li) #charts svg",
 }
 """Each view, and what is in it once it is complete."""
 
@@ -200,6 +202,25 @@ def test_history_is_there_after_a_reload_and_gives_its_settings_back(open_page: 
     values = {name: page.input_value(f"#f-{name}") for name in (*SHORT, "guidance_scale", "seed")}
     assert values.pop("seed").isdigit()  # the one that was drawn: the same again
     assert values == SHORT | {"guidance_scale": "2.5"}
+
+
+def test_what_was_asked_for_inline_plays_and_downloads_from_the_history(
+    open_page: Open, api: HttpApi
+) -> None:
+    done = api.wait(api.submit(QUICK | {"response_format": "base64"}))
+    (made,) = done["result"]["assets"]
+    page = open_page(path="/#history", ready="#history-list video")
+    card = page.locator(f"[data-task='{done['task_id']}']")
+    expect(card.locator("video")).to_have_attribute("src", re.compile(r"/assets/0#"))
+    until(page, "id => document.querySelector(`[data-task='${id}'] video`).videoWidth > 0",
+          done["task_id"])  # fmt: skip
+    card.get_by_role("link", name="Open").click()
+    page.wait_for_selector("#results video")
+    until(page, "document.querySelector('#results video').videoWidth === 64")
+    with page.expect_download() as download:
+        page.click("text=Download")
+    file = Path(download.value.path()).read_bytes()
+    assert hashlib.sha256(file).hexdigest() == made["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -427,6 +448,83 @@ def test_performance_is_drawn_and_said(open_page: Open, api: HttpApi) -> None:
     figure.locator("summary").click()
     expect(figure.get_by_role("row", name="Denoising")).to_contain_text(" s")
     expect(page.locator("#tiles")).to_contain_text("Completed")
+
+
+def test_a_model_is_measured_from_the_page_and_that_is_undone(
+    open_page: Open, api: HttpApi
+) -> None:
+    api.wait(api.submit(QUICK))
+    page = open_page(path="/#performance")
+    item = page.locator("#advice > li", has_text=UNMEASURED)
+    expect(item).to_contain_text("can be undone")
+    measure = item.get_by_role("button", name=f"Measure this model {MODEL}")
+    measure.press("Enter")
+    expect(page.locator("#order")).to_contain_text(f"Measuring {MODEL}")
+    expect(page.locator("#tuning-title")).to_be_focused()  # not lost with the button
+    expect(item).to_have_count(0)
+    until(page, "document.querySelector('#order-bar').value > 0")
+    assert Axe().run(page).response["violations"] == []
+    page.reload()  # it goes on
+    until(page, "document.querySelector('#order-bar').value > 0")
+
+    figure = page.locator("#measured figure", has_text=MODEL)
+    expect(figure).to_be_visible(timeout=JOB_MS)
+    expect(page.locator("#tuning-note")).to_contain_text(f"{MODEL} is measured")
+    expect(page.locator("#order")).to_be_hidden()
+    expect(item).to_have_count(0)
+    (measured,) = api.get("/api/v1/performance/optimize").json["calibrations"]
+    figure.locator("summary").click()
+    for trial in measured["trials"]:
+        expect(figure.get_by_role("row", name=trial["way"])).to_contain_text(re.compile(r"\d m?s"))
+    expect(figure.get_by_role("cell", name="yes")).to_have_count(1)
+    gain = f"{measured['gain']:.2f} times as fast"
+    tuned = any(value is not None for value in measured["tuned"].values())
+    expect(figure).to_contain_text(gain if tuned else "the usual one, which stays")
+    assert Axe().run(page).response["violations"] == []
+    page.set_viewport_size({"width": 320, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+    figure.get_by_role("button", name=f"Undo the measuring of {MODEL}").press("Enter")
+    expect(item).to_be_visible()
+    expect(figure).to_have_count(0)
+    expect(page.locator("#tuning-note")).to_contain_text("Undone")
+    expect(page.locator("#tuning-title")).to_be_focused()
+    assert api.get("/api/v1/performance/optimize").json["calibrations"] == []
+
+
+def test_measuring_is_stopped_from_the_page(open_page: Open, api: HttpApi) -> None:
+    api.wait(api.submit(QUICK))
+    page = open_page(path="/#performance")
+    item = page.locator("#advice > li", has_text=UNMEASURED)
+    item.get_by_role("button").click()
+    page.click("#order-stop")
+    expect(page.locator("#tuning-note")).to_have_text("Stopped: nothing was changed")
+    expect(page.locator("#order")).to_be_hidden()
+    expect(item.get_by_role("button")).to_be_enabled()
+
+
+def test_who_may_not_measure_is_told_why(open_page: Open, models_dir: Path, tmp_path: Path) -> None:
+    env = {"API_KEY": "a-key-of-the-tests-own", "API_ADMIN_KEY": "another-key-of-the-tests-own"}
+    with HttpApi(tmp_path, models_dir, env=env) as server:
+        page = open_page(
+            server, expected=(401, 403, 503), path="/#performance", ready="#key-dialog[open]"
+        )
+        page.fill("#key", env["API_KEY"])
+        page.keyboard.press("Enter")
+        item = page.locator("#advice > li", has_text="has not been measured")
+        item.get_by_role("button").click(timeout=JOB_MS)
+        expect(page.locator("#tuning-note")).to_contain_text("API_ADMIN_KEY")
+        expect(item.get_by_role("button")).to_be_enabled()
+        page.close()  # before its server
+
+
+def test_where_there_is_nothing_to_measure_it_says_so(open_page: Open, tmp_path: Path) -> None:
+    with HttpApi(tmp_path, tmp_path / "models") as server:
+        server.wait_ready()
+        page = open_page(server, path="/#performance")
+        expect(page.locator("#advice-none")).to_contain_text("Nothing at present")
+        expect(page.locator("#advice > li")).to_have_count(0)
+        page.close()  # before its server
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

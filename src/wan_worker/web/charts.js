@@ -22,7 +22,8 @@ function figure(title, plot, head, rows) {
 
 /** Horizontal bars; `more` is a fainter continuation of each, such as the slowest tenth. */
 export function bars(title, rows, head, write) {
-  const left = 120, width = 460, right = 80, line = 30;
+  const longest = Math.max(...rows.map((row) => row.name.length));
+  const left = Math.max(120, 8 * longest + 10), width = 460, right = 80, line = 30;
   const most = Math.max(...rows.map((row) => Math.max(row.value, row.more ?? 0)), 1e-9);
   const x = (value) => (value / most) * (width - left - right);
   const parts = rows.flatMap((row, index) => {

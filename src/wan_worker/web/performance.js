@@ -3,11 +3,20 @@
 import { byId, duration, el, say, when, words } from "./dom.js";
 import { bars, columns } from "./charts.js";
 import { get, Refused } from "./server.js";
+import { Tuning } from "./tuning.js";
 
 const STAGES = { queue: "Waiting", load: "Loading", prompt: "Prompt", denoise: "Denoising", decode_encode: "Decode, encode", check: "Check", upload: "Saving", plan: "Planning", fetch: "Fetching", total: "Whole job" };
 
 export class Performance {
+  constructor() {
+    this.tuning = new Tuning();
+  }
+
   async load() {
+    await Promise.all([this.draw(), this.tuning.load()]);
+  }
+
+  async draw() {
     const [{ jobs }, report] = await Promise.all([get("/api/v1/generation?limit=50"), get("/api/v1/performance/metrics").catch(notYet)]);
     const ended = jobs.filter((job) => job.started_at && job.ended_at);
     const measured = report.models.filter((model) => model.jobs > 0);
@@ -15,6 +24,7 @@ export class Performance {
       ? `Measured on this machine since ${when(report.since)}; the slowest tenth is the fainter part of a bar.`
       : "Nothing measured yet: figures appear with the first job.");
     byId("tiles").replaceChildren(...tiles(report));
+    byId("charts-title").hidden = !measured.length && !ended.length;
     byId("charts").replaceChildren(...measured.map(stagesChart), ...(ended.length ? [jobsChart(ended)] : []));
   }
 }
