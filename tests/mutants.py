@@ -181,13 +181,6 @@ MUTANTS = (
         "tests/test_previews.py::test_the_estimate_is_exact_on_a_straight_line",
     ),
     Mutant(
-        "a preview from a watched job's first frame",
-        PREVIEWS,
-        "self._latents.shape[2] // 2",
-        "0",
-        "tests/test_previews.py::test_a_preview_half_way_shows_what_the_video_will_show",
-    ),
-    Mutant(
         "both branches of guidance at once, taken for each other",
         GUIDANCE,
         "first, second = made.chunk(2)",
