@@ -82,6 +82,7 @@ bench: $(BIN)/.ready models/.tiny
 	$(BIN)/python benchmarks/estimates.py
 	$(BIN)/python benchmarks/polling.py
 	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/levers.py
 	$(BIN)/python docs/tables.py
 
 # Torch first and by its exact version: an open range would pull gigabytes of CUDA packages.

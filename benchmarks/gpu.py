@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,13 +196,17 @@ class Bench:
             return generate.denoise(pipeline, plan, *embeds, pictures, control)
 
         placing.arrange(pipeline, planned)
+        planned = pool.attention.use(pipeline, planned)
         *embeds, _ = generate.encode_prompts(pipeline, planned, Embeddings())  # warm
+        stack = ExitStack()
+        stack.enter_context(pool.compiler.applied(pipeline, planned))
         denoise(replace(planned, num_inference_steps=1))
         with measured("prompt"):
             # Nothing is known yet: a worker's first job. Later ones know the negative prompt.
             *embeds, _ = generate.encode_prompts(pipeline, planned, Embeddings())
         with measured("denoise"), measured.forwards():
             latents = denoise(planned)
+        stack.close()
         layout = planned.layout.decode
         list(generate.decode(pipeline.vae, latents[:, :, :3], layout))  # warm
         with measured("decode"):
@@ -453,12 +457,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        found = {
-            model: measure(Bench(model, machine, options.toy, Path(folder)), options.rounds)
-            for model in options.models
-        }
     peak = peak_of(machine.name)
+    found: dict[str, Any] = {}
     report = {
         "what": "full-size models with random weights, ours against stock diffusers",
         "toy": options.toy,
@@ -469,7 +469,12 @@ def main(arguments: list[str] | None = None) -> int:
         "matmul_tflops": round(matmul_tflops(machine.device, options.toy), 3),
         "models": found,
     }
-    rounds.write(options.json or Path(__file__).with_suffix(".json"), rounds.about() | report)
+    path = options.json or Path(__file__).with_suffix(".json")
+    with tempfile.TemporaryDirectory() as folder:
+        for model in options.models:
+            bench = Bench(model, machine, options.toy, Path(folder))
+            found[model] = measure(bench, options.rounds)
+            rounds.write(path, rounds.about() | report)  # a run may be cut short
     return 0
 
 

@@ -93,6 +93,55 @@ def measure(model: Any, latents: tuple[int, int], count: int) -> dict[str, Any]:
     }
 
 
+def between_products(heads: int, ffn: int, tokens: int = 32_760) -> dict[str, float]:
+    """What a block of the real class does beside its matrix products and attention, on a GPU.
+
+    Bytes read and written for each token and channel, in bf16 with norms in fp32, and operations
+    (a kernel each), products and attention included. Norms over a row are one kernel there.
+    """
+    from unittest.mock import patch
+
+    import torch
+    from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    free = ("view", "permute", "slice", "split", "unbind", "t", "empty_like")
+    dim, found = heads * 128, {"bytes": 0, "operations": 2}  # both attentions
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made, name = func(*args, **(kwargs or {})), func.__name__.split(".")[0]
+            if name not in free:
+                found["operations"] += 1
+                moved = tree_leaves((args[name == "copy_" :], kwargs, made))
+                moved = [one for one in moved if isinstance(one, torch.Tensor)]
+                if name != "addmm":
+                    found["bytes"] += sum(one.nbytes for one in moved)
+            return made
+
+    with torch.device("meta"):
+        block = WanTransformerBlock(dim, ffn, heads, cross_attn_norm=True).to(torch.bfloat16)
+        for norm in (block.norm1, block.norm2, block.norm3):
+            norm.float()
+        block.scale_shift_table.data = block.scale_shift_table.data.float()
+        given = [torch.empty(1, length, dim, dtype=torch.bfloat16) for length in (tokens, 512, 6)]
+        rotary = (torch.empty(1, tokens, 1, 128), torch.empty(1, tokens, 1, 128))
+    functional = torch.nn.functional
+    with (
+        patch.object(functional, "scaled_dot_product_attention", lambda query, *_, **__:
+                     torch.empty_like(query)),
+        patch.object(functional, "rms_norm", lambda given, *_, **__: torch.neg(given)),
+        torch.no_grad(),
+        Count(),
+    ):  # fmt: skip
+        block(*given, rotary)
+    found["bytes"] = round(found["bytes"] / tokens / dim)
+    return dict(found)
+
+
 def extra_weights(model: Any) -> float:
     """What fused projections add to the weights, as a share: diffusers keeps the originals."""
     fused = copy.deepcopy(model)
@@ -116,12 +165,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(1)
     model = block_stack(2, 512) if options.toy else block_stack()
+    sizes = {"64x48": (6, 8)} if options.toy else SIZES
     report = {
         "what": f"{BLOCKS} blocks of the 1.3B's width, fp32, one thread, both branches of guidance",
         "toy": options.toy,
         "rounds": options.rounds,
+        "between_products": {
+            "1.3B": between_products(HEADS, FFN),
+            "14B": between_products(40, 13824),
+        },
         "extra_weights_when_fused": round(extra_weights(model), 3),
-        "images": {size: measure(model, found, options.rounds) for size, found in SIZES.items()},
+        "images": {size: measure(model, found, options.rounds) for size, found in sizes.items()},
     }
     path = options.json or Path(__file__).with_suffix(".json")
     rounds.write(path, rounds.about() | report)

@@ -229,6 +229,19 @@ def peaks_table() -> str:
     return "\n".join(lines)
 
 
+def levers_table() -> str:
+    """Ways to compute the same on a CPU, against stock."""
+    report = read("levers")
+    lines = [
+        "| of stock's time, two blocks at full width | " + " | ".join(report["images"]) + " |",
+        "|---|" + "---|" * len(report["images"]),
+    ]
+    for way, said in (("together", "guidance in one forward"), ("fused", "fused projections")):
+        cells = [f"{image['to_stock'][way]:.2f}" for image in report["images"].values()]
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "figures": figures_table,
     "stages": stages_table,
@@ -238,6 +251,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "estimates": estimates_table,
     "roofline": roofline_table,
     "peaks": peaks_table,
+    "levers": levers_table,
 }
 """The places in performance.md."""
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import gpu, polling
+from benchmarks import gpu, gpu_levers, levers, polling
+
+from wan_worker import compiling
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +24,43 @@ def test_the_gpu_benchmark_runs_end_to_end_at_toy_size(tmp_path: Path) -> None:
             stages = ("prompt", "forward", "step", "decode", "outside")
             assert all(seconds[stage] > 0 for stage in stages)
             assert seconds["step"] > seconds["forward"]
+
+
+def test_every_way_is_a_row_and_a_second_run_adds_what_the_first_did_not_get_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", compiling.BACKEND)  # put back: toy changes it
+    target = tmp_path / "toy.json"
+    run = ["--toy", "--models", "wan2.1-t2v-1.3b", "--json", str(target)]
+    assert gpu_levers.main([*run, "--budget", "0"]) == 0
+    assert not target.exists()
+    assert gpu_levers.main(run) == 0
+    rows = json.loads(target.read_text())["rows"]
+    clip, decode, image = rows.values()
+    for part in (clip, image):
+        assert {f"attention {name}" for name in gpu_levers.KERNELS} < set(part)
+        assert {"compiled", "fused projections", "as planned"} < set(part)
+        for found in part.values():
+            assert "failed" in found or (found["step"] > 0 and found["relative_difference"] < 1e-4)
+    assert clip["attention _native_cudnn"] == {"failed": "RuntimeError"}
+    assert image["guidance together"]["step"] > 0
+    assert set(decode) == set(gpu_levers.DECODES)
+    assert not any("failed" in found for found in decode.values())
+    assert decode["bf16"]["relative_difference"] > decode["fp32"]["relative_difference"]
+    before = target.read_text()
+    assert gpu_levers.main([*run, "--budget", "0"]) == 0
+    assert target.read_text() == before
+
+
+def test_ways_are_compared_on_a_cpu_too(tmp_path: Path) -> None:
+    target = tmp_path / "toy.json"
+    assert levers.main(["--toy", "--rounds", "1", "--json", str(target)]) == 0
+    for image in json.loads(target.read_text())["images"].values():
+        assert image["equal_to_the_bit"]["fused"]
+        assert image["largest_difference"]["together"] < 1e-5
+    for script in (levers, gpu_levers):
+        with pytest.raises(SystemExit):
+            script.main(["--toy"])
 
 
 def test_toy_figures_never_land_beside_measured_ones() -> None:

@@ -21,15 +21,15 @@ from wan_worker.settings import Compile
 TOGETHER_TOKENS: Final = 4096
 """Tokens in one denoising call up to which both branches of guidance are one forward.
 
-A forward of the 1.3B launches some two thousand kernels, which takes the host longer than the 1,560
+A forward of the 1.3B launches some 1,800 kernels, which takes the host longer than the 1,560
 tokens of an 832x480 image take an H100. This bound takes in an image of 1280x720."""
 
 COMPILE_SECONDS: Final = 400.0
 """Denoising in one job from which on compiling is expected to pay for itself within the job.
 
-By arithmetic: what a block reads and writes between its matrix products, some 290 bytes for each
-token and channel, is a tenth to a fifth of its time; fused, most of that goes. Compiling one kind
-of block takes some 40 s."""
+By arithmetic: what a block reads and writes between its matrix products, some 250 bytes for each
+token and channel (benchmarks/levers.py), is an eighth to a sixth of its time; fused, most of that
+goes. Compiling one kind of block takes some 40 s."""
 
 COMPILE_CACHED_SECONDS: Final = 60.0
 """The same where what was compiled is kept for the next worker."""
