@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from wan_worker import aftermath
+from wan_worker import aftermath, logs
 from wan_worker.calibrations import Calibrations, Order
 from wan_worker.engine_process import EngineProcess, NotReady, Running, start
 from wan_worker.errors import (
@@ -316,12 +316,13 @@ class Dispatcher:
 
     def _lose(self, job_id: str, error: WorkerError) -> None:
         """Record the end of a job whose engine is gone: its answer, if it had come to that."""
-        latest = self._watchers.latest(job_id, "progress") or {}
+        stage = (self._watchers.latest(job_id, "progress") or {}).get("stage", "queue")
         answer = aftermath.answer(job_id, self._settings.output_dir)
         if answer is not None:
             self._ledger.complete(job_id, answer)
-        elif self._ledger.fail(job_id, public(error, latest.get("stage", "queue"))):
-            log.warning("job %s: %s", job_id, error.message)
+        elif self._ledger.fail(job_id, public(error, stage)):
+            with logs.of_job(job_id, lambda: stage):
+                log.warning("job %s: %s: %s", job_id, error.code, error.message)
         entry = self._ledger.find(job_id)
         if entry is not None:
             self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})

@@ -1,5 +1,6 @@
 """The server and its engine killed at bad moments: no job is lost, nothing stays behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -82,7 +83,7 @@ def test_server_and_engine_killed_at_once_leave_nothing_behind(
 def test_a_killed_engine_fails_its_job_and_the_server_goes_on(
     models_dir: Path, tmp_path: Path
 ) -> None:
-    with serving(tmp_path, models_dir) as server:
+    with serving(tmp_path, models_dir, LOG_FORMAT="json") as server:
         running, following = denoising(server), server.submit(QUICK)
         server.engine().send_signal(signal.SIGKILL)
         lost = server.wait(running)
@@ -92,6 +93,10 @@ def test_a_killed_engine_fails_its_job_and_the_server_goes_on(
         assert server.wait(following)["status"] == "completed"
         health = server.get("/health").json
         assert (health["status"], health["restarts"]) == ("ok", 1)
+        entries = [json.loads(line) for line in server.log().splitlines() if line[:1] == "{"]
+        (said,) = [e for e in entries if e["logger"] == "wan_worker.dispatch" and "stage" in e]
+        assert (said["level"], said["stage"]) == ("WARNING", "denoise")
+        assert running in said.values()
         assert left_behind(server) == []
 
 
