@@ -3,9 +3,9 @@
     python benchmarks/levers.py [--json benchmarks/levers.json]
 
 Two blocks of the 1.3B in fp32 with random weights, one thread, the tokens of an 832x480 image and
-of one a quarter as large. Ways alternate; a figure is the ratio of medians. A CPU says whether a
-way computes less; what it saves on a GPU, where launching kernels and filling the card decide, is
-for gpu.py to show.
+of one a quarter as large. Ways alternate; a figure is the ratio of medians, of the processor's
+seconds and not of the clock's: others may be at work. A CPU says whether a way computes less; what
+it saves on a GPU, where launching kernels and filling the card decide, is gpu_levers.py's to show.
 """
 
 import argparse
@@ -64,10 +64,10 @@ def measure(model: Any, latents: tuple[int, int], count: int) -> dict[str, Any]:
 
     def clocked(name: str, run: Callable[[], Any]) -> Callable[[], rounds.Seconds]:
         def once() -> rounds.Seconds:
-            started = time.perf_counter()
+            started = time.process_time()
             with torch.no_grad():
                 made[name] = run()
-            return {"seconds": time.perf_counter() - started}
+            return {"seconds": time.process_time() - started}
 
         return once
 
