@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.test_structure import SOURCES, own_imports
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,11 +54,14 @@ def test_every_variable_that_is_read_is_documented() -> None:
     assert {name for name in names if f"`{name}`" not in settings} == set()
 
 
-def test_every_module_has_its_question() -> None:
+def test_every_module_has_its_question_below_those_that_it_imports() -> None:
     code = (ROOT / "docs" / "code.md").read_text("utf-8")
     table = code[code.index("| module | question |") :].split("\n\n")[0]
-    modules = {path.stem for path in (ROOT / "src" / "wan_worker").glob("*.py")} - {"__init__"}
-    assert set(re.findall("`(\\w+)`", re.sub(r"`make \w+`", "", table))) == modules
+    listed = re.findall("`(\\w+)`", re.sub(r"`make \w+`", "", table))
+    assert sorted(listed) == sorted(SOURCES)
+    for place, module in enumerate(listed):
+        imported = own_imports(SOURCES[module].read_text("utf-8")) & set(SOURCES)
+        assert imported <= set(listed[:place]), module
 
 
 def test_every_feature_names_a_test_that_there_is() -> None:

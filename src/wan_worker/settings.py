@@ -174,11 +174,11 @@ def from_env(env: Mapping[str, str]) -> Settings:
         allow_private_urls=read("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", _boolean, False),
         on_platform=bool(env.get("RUNPOD_WEBHOOK_GET_JOB")),
     )
-    if settings.api_key is None and not is_loopback(settings.api_host):
+    if not env.get("API_KEY", "").strip() and not is_loopback(settings.api_host):
         problems.append(
             "API_KEY: must be set where API_HOST is an address that other machines reach"
         )
-    if settings.api_admin_key is not None and settings.api_key is None:
+    if settings.api_admin_key is not None and not env.get("API_KEY", "").strip():
         problems.append("API_ADMIN_KEY: needs an API_KEY beside it")
     if problems:
         raise ConfigInvalid("The environment is not usable:\n- " + "\n- ".join(problems))

@@ -67,9 +67,13 @@ def make(settings: Settings) -> Worker:
         ConfigInvalid: the schemas are broken, or DEFAULT_MODEL or PRELOAD_MODELS name no model.
     """
     named = {"DEFAULT_MODEL": [settings.default_model], "PRELOAD_MODELS": settings.preload_models}
-    for variable, names in named.items():
-        if any(name is not None and name not in MODELS for name in names):
-            raise ConfigInvalid(f"{variable}: must be one of {', '.join(MODELS)}")
+    unknown = [
+        variable
+        for variable, names in named.items()
+        if any(name is not None and name not in MODELS for name in names)
+    ]
+    if unknown:
+        raise ConfigInvalid(f"{' and '.join(unknown)}: must be one of {', '.join(MODELS)}")
     machine = hardware.detect()
     others = (components.enhancer(settings.enhancer_model),)
     for line in weights.explain(settings.models_dir, settings.volume_dir, *others):
