@@ -212,6 +212,25 @@ def test_a_job_computes_with_the_kernel_that_proved_right(
 
 
 @pytest.mark.usefixtures("tried")
+def test_a_job_of_torchs_own_kernel_is_left_no_other_by_the_one_before(
+    kernel: Callable[[Kernel], None], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def counted(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return written_out(*args, **kwargs)
+
+    kernel(counted)
+    serve()
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(kernels, "candidates", lambda *_: (kernels.NATIVE,))
+    serve()
+    assert calls == []
+
+
+@pytest.mark.usefixtures("tried")
 def test_a_long_videos_segments_each_have_theirs_tried(
     serve: Serve, kernel: Callable[[Kernel], None]
 ) -> None:

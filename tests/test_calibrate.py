@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import QUICK, Answer
 from tests.test_job import sha256_of
-from wan_worker import calibrate, generate
+from wan_worker import calibrate, clips, generate
 from wan_worker import job as jobs
 from wan_worker.catalog import MODELS
 from wan_worker.errors import Canceled, UnexpectedError
@@ -136,6 +136,24 @@ def test_threads_are_those_of_the_jobs_own_plan(
     tuned_worker.tuning.undo()
     serve(tuned_worker)
     assert seen == [1, 3, 1]  # the tests' own processes have one
+
+
+def test_a_first_job_that_is_tuned_leaves_the_next_its_own_threads(
+    tuned_worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips._usual_threads.cache_clear()  # as in a fresh process
+    seen: list[int] = []
+    monkeypatch.setattr(
+        generate, "denoise", lambda *_: seen.append(torch.get_num_threads()) or 1 / 0
+    )
+    machine = tuned_worker.hardware.name
+    tuned_worker.tuning.add(
+        calibrate.Calibration(MODEL, machine, version("torch"), "", "", (), Tuned(threads=3))
+    )
+    for _ in range(2):
+        jobs.run({"id": "job-1", "input": QUICK}, tuned_worker, Control())
+        tuned_worker.tuning.undo()
+    assert seen == [3, 1]
 
 
 def test_a_cancel_ends_the_measuring_amid_a_clip(

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -26,6 +27,24 @@ def clip(tmp_path: Path) -> Path:
     path = tmp_path / "0.mp4"
     encode.write(chunks(ramp(17)), path, spec(17), Control(), FFMPEG)
     return path
+
+
+def test_a_decoder_that_takes_its_time_gets_all_of_the_file(tmp_path: Path, clip: Path) -> None:
+    """Longer than it takes to look whether the job should stop, and more than a pipe holds."""
+    slow = tmp_path / "slow"
+    slow.write_text(
+        f"#!{sys.executable}\nimport subprocess, sys, time\n"
+        "first = sys.stdin.buffer.read(1)\ntime.sleep(1.2)\n"
+        f"sys.exit(subprocess.run([{FFMPEG!r}, *sys.argv[1:]], "
+        "input=first + sys.stdin.buffer.read()).returncode)\n"
+    )
+    slow.chmod(0o755)
+    noise = np.random.default_rng(0).integers(0, 256, (17, 240, 320, 3), dtype=np.uint8)
+    large = tmp_path / "large.mp4"
+    encode.write(chunks(noise), large, spec(17, height=240, width=320), Control(), FFMPEG)
+    assert large.stat().st_size > 10 * 65536
+    with reading.reader(large, "mp4", str(slow)) as reader:
+        assert reader.read(large, Control()).num_frames == 17
 
 
 @pytest.mark.parametrize("form", VIDEOS)

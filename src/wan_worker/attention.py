@@ -40,9 +40,10 @@ class Gate:
         Returns:
             The plan, whose reason for it says what was found.
         """
-        if plan.exact.attention == (NATIVE,):
-            return plan
         expert = pipeline.transformer
+        if plan.exact.attention == (NATIVE,):
+            _use(pipeline, NATIVE)  # another job may have left it another one
+            return plan
         count = tokens(plan.segments[0] if plan.segments else plan)
         case = (expert.config.attention_head_dim, expert.dtype, count, plan.device)
         left = []
@@ -51,9 +52,7 @@ class Gate:
             if not problem:
                 break
             left.append(f"{SAID.get(name, name)} {problem}")
-        for part in (expert, getattr(pipeline, "transformer_2", None)):
-            if part is not None:
-                _set(part, name)
+        _use(pipeline, name)
         said = f"attention: {SAID.get(name, name)}"
         said += "" if name == NATIVE else ", right on this GPU within its rounding"
         said += "".join(f"; {one}" for one in left)
@@ -112,6 +111,20 @@ def relative_error(
         exact = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(head_dim), dim=-1) @ v
         difference = given[:, rows].float().transpose(1, 2) - exact
         return float(difference.norm() / exact.norm())
+
+
+def _use(pipeline: Any, name: str) -> None:
+    """Give a pipeline's experts a kernel, whichever a job before has left them."""
+    for part in (pipeline.transformer, getattr(pipeline, "transformer_2", None)):
+        if part is not None and _held(part) != name:
+            _set(part, name)
+
+
+def _held(expert: Any) -> str:
+    processors = (getattr(module, "processor", None) for module in expert.modules())
+    held = {getattr(each, "_attention_backend", None) for each in processors if each is not None}
+    found = next((each for each in held if each is not None), None)
+    return NATIVE if found is None else str(getattr(found, "value", found))
 
 
 def _set(expert: Any, name: str) -> None:

@@ -3,8 +3,7 @@
 By an operator's order alone, between jobs. Ways differ in how the same function is computed:
 torch's threads on a CPU, attention kernels on a GPU (each of which has to prove right first,
 attention). The clips are made through the one flow, in turn, so that whatever else the machine does
-hits all ways; what is compared is the median time of denoising. The worker learns its speed from
-them, too.
+hits all ways; what is compared is the median time of denoising.
 A way that is not clearly faster than the usual one does not replace it.
 Not covered: keeping what won (tuning).
 """

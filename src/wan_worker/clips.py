@@ -143,7 +143,8 @@ def _use_threads(planned: Plan) -> None:
     """Set torch's threads for this job: what one job is tuned to is not the next one's."""
     import torch
 
-    torch.set_num_threads(planned.exact.threads or _usual_threads())
+    usual = _usual_threads()  # asked first, whatever this job has: it is what the next one gets
+    torch.set_num_threads(planned.exact.threads or usual)
 
 
 @cache

@@ -8,6 +8,7 @@ Not covered: whether what it holds is what was asked for (artifact).
 
 import mmap
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,22 +66,28 @@ class Reader:
 
     def _decoded(self, whole: mmap.mmap, control: Control) -> str:
         late = time.monotonic() + DECODE_SECONDS
-        while True:
-            try:
-                # Any buffer will do, whatever the type checker says: a file need not be in memory.
-                listing, _ = self._process.communicate(
-                    whole,  # type: ignore[arg-type]
-                    timeout=0.5,
-                )
-            except subprocess.TimeoutExpired as error:
+        listings: list[bytes] = []
+
+        def read() -> None:
+            # Any buffer will do, whatever the type checker says: a file need not be in memory.
+            listings.append(self._process.communicate(whole)[0])  # type: ignore[arg-type]
+
+        # In a thread of its own: communicate can't be asked twice to send the same file.
+        reading = threading.Thread(target=read, name="read-back", daemon=True)
+        reading.start()
+        try:
+            while reading.is_alive():
+                reading.join(0.2)
                 control.check()
                 if time.monotonic() > late:
-                    raise EncodeFailed(f"The {self._form} takes too long to decode") from error
-            else:
-                break
+                    raise EncodeFailed(f"The {self._form} takes too long to decode")
+        finally:
+            if reading.is_alive():
+                self._process.kill()
+                reading.join()
         if self._process.returncode != 0:
             raise EncodeFailed(f"The {self._form} does not decode")
-        return listing.decode()
+        return listings[0].decode()
 
 
 @contextmanager
