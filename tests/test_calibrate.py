@@ -74,7 +74,7 @@ def test_the_fastest_way_wins_and_a_warm_up_does_not_count(
     assert [(trial.way, trial.seconds) for trial in found.trials] == [
         ("as usual", 2.0),
         ("2 threads", 1.5),
-        ("1 threads", 1.0),
+        ("1 thread", 1.0),
     ]
     assert made == list(ways) * 4  # in turn
     assert told == [(count, 12) for count in range(1, 13)]

@@ -125,7 +125,7 @@ def run(
 
 def _named(way: Tuned) -> str:
     if way.threads is not None:
-        return f"{way.threads} threads"
+        return f"{way.threads} {'thread' if way.threads == 1 else 'threads'}"
     return kernels.SAID[way.kernel] if way.kernel is not None else "as usual"
 
 

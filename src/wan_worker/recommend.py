@@ -54,7 +54,7 @@ def _measure(known: Known) -> list[Recommendation]:
     return [
         Recommendation(
             f"measure:{model}",
-            f"{model} has not been measured on this machine ({jobs.get(model, 0)} jobs so far)",
+            f"{model} has not been measured on this machine ({_jobs(jobs.get(model, 0))} so far)",
             "Measure it: a dozen small clips, made in different ways between the jobs; the fastest "
             "way is taken from then on, and can be undone",
             "not known before it is measured",
@@ -78,7 +78,7 @@ def _load(known: Known) -> list[Recommendation]:
             Recommendation(
                 f"preload:{name}",
                 f"Loading took {load['seconds']:.1f} of {total['seconds']:.1f} s of {name}'s "
-                f"{model['jobs']} jobs, up to {load['p99']:.1f} s of one",
+                f"{_jobs(model['jobs'])}, up to {load['p99']:.1f} s of one",
                 f"Set PRELOAD_MODELS={names} and start again: it is loaded while there is no job",
                 f"{load['p99']:.1f} s of the first job",
                 model=name,
@@ -115,12 +115,16 @@ def _memory(known: Known) -> list[Recommendation]:
     return [
         Recommendation(
             "weight_type",
-            f"{count} jobs ran out of memory",
+            f"{_jobs(count)} ran out of memory",
             "Set WEIGHT_TYPE=fp8 (int8 on GPUs before Ada) and start again: the transformers take "
             "half the memory, and pictures change slightly",
             "those jobs",
         )
     ]
+
+
+def _jobs(count: int) -> str:
+    return f"{count} {'job' if count == 1 else 'jobs'}"
 
 
 def _stages(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -3,6 +3,8 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +22,9 @@ from tests.integration.hub import Fault, HubServer
 from tests.integration.repositories import T2V
 from tests.test_job import picture
 from wan_worker import page as pages
+from wan_worker.hardware import Tuned
 from wan_worker.settings import Bucket, Secret, Settings
+from wan_worker.tuning import Calibration, Trial, Tuning
 
 PROMPT = "a red circle moving right on a white background"
 SHORT = {"prompt": PROMPT, "size": "64x48", "num_inference_steps": "2", "duration": "0.3"}
@@ -490,6 +494,34 @@ def test_a_model_is_measured_from_the_page_and_that_is_undone(
     expect(page.locator("#tuning-note")).to_contain_text("Undone")
     expect(page.locator("#tuning-title")).to_be_focused()
     assert api.get("/api/v1/performance/optimize").json["calibrations"] == []
+
+
+def test_what_is_taken_is_said_and_the_newest_is_undone_first(
+    open_page: Open, api: HttpApi
+) -> None:
+    here = api.get("/api/v1/dashboard/overview").json["hardware"]["name"]
+    trials = (Trial("as usual", 4.0), Trial("1 thread", 0.5))
+    found = Calibration(
+        MODEL, here, version("torch"), "2026-01-01T00:00:00+00:00", "a clip", trials, Tuned(1)
+    )
+    elsewhere = replace(found, model="wan2.1-i2v-14b-480p", machine="another", date="2026-01-02")
+    tuning = Tuning(api.state_dir)
+    tuning.add(found)
+    tuning.add(elsewhere)
+    page = open_page(path="/#performance")
+    newest, older = (page.locator("#measured figure", has_text=at) for at in ("another", here))
+    expect(newest).to_contain_text("Not taken: it was measured on another machine")
+    expect(older).to_contain_text("Taken: 1 thread, 8.00 times as fast as before")
+    older.locator("summary").click()
+    expect(older.get_by_role("row", name="1 thread")).to_contain_text("500 ms")
+    expect(older.get_by_role("row", name="1 thread").get_by_role("cell").last).to_have_text("yes")
+    expect(older.get_by_role("button")).to_have_count(0)
+    newest.get_by_role("button").dblclick()  # undoes once
+    expect(newest).to_have_count(0)
+    expect(older.get_by_role("button")).to_be_visible()
+    assert tuning.calibrations == (found,)
+    older.get_by_role("button").click()
+    expect(older).to_have_count(0)
 
 
 def test_measuring_is_stopped_from_the_page(open_page: Open, api: HttpApi) -> None:
