@@ -30,7 +30,10 @@ let submitted = null;
 
 /** What is wrong with a request may come out only when it is planned: it belongs at its field too. */
 function ended(job) {
-  if (job.task_id === submitted && job.error?.field) form.showError(new Refused(422, job.error));
+  if (job.task_id === submitted) {
+    submitted = null; // said once, not whenever the job is looked at
+    if (job.error?.field) form.showError(new Refused(422, job.error));
+  }
   health();
 }
 

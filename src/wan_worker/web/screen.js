@@ -38,7 +38,11 @@ export class Screen {
     const job = await get(`/api/v1/generation/${encodeURIComponent(taskId)}`);
     this.clear();
     this.job = job;
-    if (job.ended_at) return this.ended(job);
+    if (job.ended_at) { // perhaps before it could be followed
+      await this.ended(job);
+      this.actions.ended(job);
+      return;
+    }
     this.said = "";
     byId("progress").hidden = false;
     say(byId("empty-text"), "A preview appears here once there is something to see.");
