@@ -28,8 +28,9 @@ help:
 demo: $(BIN)/.ready models/.tiny
 	$(BIN)/python demo.py
 
+# By files, which share what their fixtures make; at most four processes, for their memory.
 test: $(BIN)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 serve: $(BIN)/.ready models/.tiny
 	$(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)

@@ -25,6 +25,7 @@ from wan_worker.embeddings import Embeddings
 from wan_worker.errors import Unsupported
 from wan_worker.lora_store import LoraFile
 from wan_worker.memory import Layout
+from wan_worker.pipelines import Pool
 from wan_worker.progress import Control
 from wan_worker.references import References
 from wan_worker.settings import Placement, WeightType
@@ -150,7 +151,7 @@ def snapshot(expert: torch.nn.Module) -> list[Any]:
 def experts(worker: jobs.Worker, every_model_dir: Path) -> Callable[..., Answer]:
     """Serve a request on a worker that has the models with two experts."""
     settings = replace(worker.settings, models_dir=every_model_dir)
-    both = replace(worker, settings=settings, pool=jobs.Pool(worker.hardware))
+    both = replace(worker, settings=settings, pool=Pool(worker.hardware))
 
     def run(changes: Mapping[str, Any]) -> Answer:
         return jobs.run({"id": "e", "input": QUICK | dict(changes)}, both, Control())
@@ -513,7 +514,7 @@ def test_auto_takes_a_model_with_two_experts_where_a_stage_is_asked_for(experts:
 def test_a_lora_has_the_same_effect_wherever_and_however_narrow_the_weights_are(
     worker: jobs.Worker, tmp_path: Path, placement: Placement, kind: WeightType
 ) -> None:
-    fresh = replace(worker, pool=jobs.Pool(worker.hardware))
+    fresh = replace(worker, pool=Pool(worker.hardware))
     file = file_of(tmp_path, biased(written("diffusers", layers(strength=0.2))))
     exact = latents(fresh, file)
     layout = Layout(placement, kind)
@@ -530,7 +531,7 @@ def test_a_lora_has_the_same_effect_wherever_and_however_narrow_the_weights_are(
 def test_the_transformer_is_the_same_objects_after_a_lora_wherever_it_is(
     worker: jobs.Worker, tmp_path: Path, placement: Placement, kind: WeightType
 ) -> None:
-    pool = jobs.Pool(worker.hardware)
+    pool = Pool(worker.hardware)
     here = weights.installed(worker.settings.models_dir)
     planned = replace(make_plan(worker, **T2V), layout=Layout(placement, kind))
     file = file_of(tmp_path, written("diffusers", layers()))
@@ -569,7 +570,7 @@ def test_a_loras_own_numbers_are_not_narrowed(
 ) -> None:
     here = weights.installed(worker.settings.models_dir)
     planned = replace(make_plan(worker, **T2V), layout=Layout("resident", kind))
-    pool = jobs.Pool(worker.hardware)
+    pool = Pool(worker.hardware)
     pipeline = pool.pipeline(planned, here[planned.model.id], lambda: None)
     state = written("diffusers", layers())
     with lora.applied(pipeline, (file_of(tmp_path, state),)):

@@ -22,6 +22,7 @@ from wan_worker.catalog import MODELS
 from wan_worker.components import ENHANCER, UMT5, VAE_2_1, Component
 from wan_worker.hardware import Hardware
 from wan_worker.memory import Layout
+from wan_worker.pipelines import Pool
 from wan_worker.plan import Plan
 from wan_worker.progress import Control
 from wan_worker.settings import Placement
@@ -39,7 +40,7 @@ T2V = "wan2.1-t2v-1.3b.transformer"
 
 @pytest.fixture
 def fresh(worker: jobs.Worker) -> jobs.Worker:
-    return replace(worker, pool=jobs.Pool(worker.hardware))
+    return replace(worker, pool=Pool(worker.hardware))
 
 
 @pytest.fixture

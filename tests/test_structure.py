@@ -24,9 +24,9 @@ PACKAGE = ROOT / "src" / "wan_worker"
 ORDER = [
     *(
         "errors",
+        "settings",
         "logs",
         "faults",
-        "settings",
         "components",
         "turbo",
         "catalog",

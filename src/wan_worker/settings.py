@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from wan_worker.errors import ConfigInvalid
-from wan_worker.logs import LogFormat
 
 T = TypeVar("T")
 
 Placement = Literal["resident", "sequential", "group"]
 WeightType = Literal["bf16", "fp8", "int8"]
+LogFormat = Literal["text", "json"]
 Compile = Literal["on", "off"]
 
 DAY_SECONDS = 86_400
