@@ -363,6 +363,54 @@ for command in commands:
     play(Bench(tmp_path, script), scene)
 
 
+def test_an_answer_that_was_not_recorded_is_made_from_its_manifest(tmp_path: Path) -> None:
+    script = f"""
+from wan_worker import storage
+say("ready")
+for command in commands:
+    folder = Path({str(tmp_path)!r}) / storage.job_folder(command["id"])
+    folder.mkdir(parents=True)
+    (folder / storage.MANIFEST).write_text('{{"status": "completed", "assets": []}}')
+    say("ended", id=command["id"], refresh=False)
+"""
+
+    async def scene(bench: Bench) -> None:
+        bench.submit("a")
+        assert await bench.ended("a") == ["completed"]
+        assert bench.find("a").answer == {"status": "completed", "assets": []}
+
+    play(Bench(tmp_path, script), scene)
+
+
+@pytest.mark.parametrize(("canceled", "status"), [(False, "failed"), (True, "canceled")])
+def test_a_job_that_the_servers_stop_ended_says_so(
+    tmp_path: Path, canceled: bool, status: str
+) -> None:
+    script = """
+say("ready")
+got = []
+for command in commands:
+    if command["do"] == "run":
+        got.append(command["id"])
+        say("progress", id=command["id"], event={"stage": "denoise", "number": 3})
+for id in got:  # the line has closed: as the engine does, nothing is recorded
+    say("ended", id=id, refresh=False)
+"""
+
+    async def scene(bench: Bench) -> None:
+        bench.submit("a")
+        await bench.until(lambda: bench.watchers.latest("a", "progress"))
+        if canceled:
+            assert bench.dispatcher.cancel(bench.find("a"))
+
+    bench = Bench(tmp_path, script)
+    play(bench, scene)
+    entry = bench.find("a")
+    assert entry.error is not None
+    assert (entry.status, entry.error["stage"]) == (status, "denoise")
+    assert canceled or entry.error["message"] == dispatch.LOST.message
+
+
 def test_the_engine_hears_of_watchers_before_and_after_the_job_starts(tmp_path: Path) -> None:
     script = """
 say("ready")

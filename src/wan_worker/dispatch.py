@@ -227,13 +227,15 @@ class Dispatcher:
             self._watchers.publish(job_id, about | event)
 
     def _ended(self, engine: EngineProcess, job_id: str, refresh: bool) -> None:
-        engine.jobs.pop(job_id, None)
+        running = engine.jobs.pop(job_id, None)
         engine.served = True
-        # An answer that could not be recorded: the job did run, and its files may be there.
-        self._ledger.fail(job_id, public(UnexpectedError(
-            "The job's answer could not be recorded; see the server's log"), "upload"))  # fmt: skip
         entry = self._ledger.find(job_id)
-        if entry is not None:
+        if entry is not None and not entry.ended:
+            # A stop ended it, or its answer could not be recorded: its files may be there.
+            unrecorded = "The job's answer could not be recorded; see the server's log"
+            error = LOST if self._stop.is_set() else UnexpectedError(unrecorded)
+            self._lose(job_id, (running and _meant(running)) or error)
+        elif entry is not None:
             self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})
         engine.leaving = engine.leaving or refresh
         if engine.leaving and not engine.jobs:
@@ -311,11 +313,10 @@ class Dispatcher:
                 f"The process that ran this job ended {why}{memory}; submit it again"
             )
         for job_id, running in engine.jobs.items():
-            gone = Canceled("The job was cancelled") if running.canceled else running.overdue
-            self._lose(job_id, gone or error)
+            self._lose(job_id, _meant(running) or error)
 
     def _lose(self, job_id: str, error: WorkerError) -> None:
-        """Record the end of a job whose engine is gone: its answer, if it had come to that."""
+        """Record the end of a job in the engine's place: its answer, if it had come to that."""
         stage = (self._watchers.latest(job_id, "progress") or {}).get("stage", "queue")
         answer = aftermath.answer(job_id, self._settings.output_dir)
         if answer is not None:
@@ -326,3 +327,8 @@ class Dispatcher:
         entry = self._ledger.find(job_id)
         if entry is not None:
             self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})
+
+
+def _meant(running: Running) -> WorkerError | None:
+    """Why a job was to end, where it was."""
+    return Canceled("The job was cancelled") if running.canceled else running.overdue
