@@ -1,9 +1,10 @@
 """The server's end of the engine, against engines that follow a script: each fault on its own."""
 
 import asyncio
+import errno
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,26 @@ def test_an_engine_that_keeps_dying_is_started_less_and_less_often(tmp_path: Pat
         assert bench.dispatcher.state == "restarting"
 
     play(Bench(tmp_path, "sys.exit(3)"), scene)
+
+
+def test_an_engine_that_can_not_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [OSError(errno.EAGAIN, "no process"), OSError(errno.ENOMEM, "no memory")]
+
+    async def start(command: Sequence[str]) -> engine_process.EngineProcess:
+        if faults:
+            raise faults.pop()
+        return await engine_process.start(command)
+
+    monkeypatch.setattr(dispatch, "start", start)
+
+    async def scene(bench: Bench) -> None:
+        bench.submit("a")
+        assert await bench.ended("a") == ["completed"]
+        assert bench.pauses == list(dispatch.PAUSES[:2])
+
+    play(Bench(tmp_path, OBEDIENT), scene)
 
 
 def test_an_engine_that_dies_of_every_job_gets_the_next_one_later_and_later(tmp_path: Path) -> None:

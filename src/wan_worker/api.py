@@ -63,17 +63,21 @@ def make_parts(settings: Settings) -> Parts:
     return Parts(settings, contract.load(), ledger, watchers, dispatcher, downloads)
 
 
-def create_app(parts: Parts, stop: Callable[[], object] = lambda: None) -> FastAPI:
+Running = asyncio.Task[None]
+"""The dispatcher's."""
+
+
+def create_app(parts: Parts, over: Callable[[Running], object] = lambda _: None) -> FastAPI:
     """All routes, behind the rules of access.
 
     Args:
-        stop: called where the engine can't be started at all.
+        over: called when the dispatcher has ended, with how.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(parts.dispatcher.run())
-        running.add_done_callback(lambda _: stop())
+        running.add_done_callback(over)
         try:
             yield
         finally:
@@ -167,6 +171,9 @@ def main() -> int:
             serve(settings)
     except ConfigInvalid as problem:
         sys.exit(f"{problem.code}: {problem.message}")
+    except Exception:
+        log.exception("the server failed")
+        return 1
     return 0
 
 
@@ -175,9 +182,15 @@ def serve(settings: Settings) -> None:
 
     Raises:
         ConfigInvalid: this environment is wrong, as its engine sees it too.
+        Exception: what the dispatcher failed of.
     """
-    parts = make_parts(settings)
-    app = create_app(parts, lambda: setattr(server, "should_exit", True))
+    ended: list[Running] = []
+
+    def over(running: Running) -> None:
+        ended.append(running)
+        server.should_exit = True
+
+    app = create_app(make_parts(settings), over)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -191,8 +204,8 @@ def serve(settings: Settings) -> None:
     )
     with suppress(KeyboardInterrupt):  # raised again by uvicorn, when all is shut down
         server.run()
-    if parts.dispatcher.problem is not None:
-        raise ConfigInvalid(parts.dispatcher.problem)
+    for running in ended:
+        running.result()
 
 
 if __name__ == "__main__":

@@ -99,10 +99,10 @@ class Dispatcher:
             engine = await self._live()
             if self._stop.is_set():
                 break
-            once_ready = once_ready or engine.ready
+            once_ready = once_ready or (engine is not None and engine.ready)
             if self.state == "unfit" and not once_ready:
                 raise ConfigInvalid(self.problem or "")
-            failures = 1 if engine.served else failures + 1
+            failures = 1 if engine is not None and engine.served else failures + 1
             self.restarts += 1
             self.restarted_at.append(time.time())
             if self.state != "unfit":
@@ -181,9 +181,13 @@ class Dispatcher:
         if self._engine is not None:
             self._engine.tell("stop measuring")
 
-    async def _live(self) -> EngineProcess:
-        """One engine from its start to its end."""
-        engine = self._engine = await start(self._command)
+    async def _live(self) -> EngineProcess | None:
+        """One engine from its start to its end; None where there was none."""
+        try:
+            engine = self._engine = await start(self._command)
+        except OSError as problem:  # no memory or no process to be had: it passes
+            log.error("the engine can't be started: %s", problem)
+            return None
         if self._stop.is_set():  # meanwhile, when there was nobody to tell
             engine.kill()
         try:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 from tests.conftest import QUICK
 from tests.integration.http_api import COMMAND, HttpApi
 from tests.integration.test_api import LONG
-from tests.integration.worker import REPOSITORY
+from tests.integration.worker import REPOSITORY, free_port
 from wan_worker.ledger import FILE, Ledger
 
 
@@ -181,3 +182,25 @@ def test_a_server_that_could_serve_nothing_does_not_start(models_dir: Path, tmp_
     )  # fmt: skip
     assert done.returncode == 1
     assert "CONFIG_INVALID: DEFAULT_MODEL: must be one of" in done.stderr
+
+
+def test_a_server_whose_dispatcher_fails_says_so(models_dir: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from wan_worker import api, dispatch
+async def keep(self): raise RuntimeError("a mistake")
+dispatch.Dispatcher._keep = keep
+sys.exit(api.main())
+"""
+    done = subprocess.run(
+        (sys.executable, "-c", code),
+        cwd=REPOSITORY,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "API_PORT": str(free_port()),
+             "STATE_DIR": str(tmp_path), "MODELS_DIR": str(models_dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the server failed" in done.stderr
+    assert "RuntimeError: a mistake" in done.stderr
