@@ -97,7 +97,8 @@ class Downloads:
         if current is None or current.model != model:
             return None
         _end(current, "canceled", "canceled; another try goes on from here")
-        self._kill()
+        if self._process is not None:
+            _kill(self._process)
         return current
 
     async def stop(self) -> None:
@@ -105,14 +106,19 @@ class Downloads:
         if self.current is not None:
             self.cancel(self.current.model)
         if self._task is not None:
-            await self._task
-
-    def _kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, now: Download) -> None:
+        try:
+            await self._follow(now)
+        except Exception:  # it can't be started, or a line is none
+            log.exception("the download of %s can't go on", now.model)
+        if now.status == "downloading":
+            error = UnexpectedError("The download's process failed; another try goes on from there")
+            _end(now, "failed", error.message, public(error, "download"))
+        log.info("download of %s: %s", now.model, now.status)
+
+    async def _follow(self, now: Download) -> None:
         # Whoever asks for a download means the network, whatever jobs may do.
         env = os.environ | {
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
@@ -123,16 +129,17 @@ class Downloads:
             *(*self._command, now.model), stdin=PIPE, stdout=PIPE, env=env
         )
         if now.status != "downloading":  # cancelled before it began
-            self._kill()
+            _kill(process)
         stdout = process.stdout
         assert stdout is not None  # noqa: S101 (a pipe was asked for)
-        while text := await stdout.readline():
-            self._hear(now, json.loads(text))
-        await process.wait()
-        if now.status == "downloading":
-            error = UnexpectedError("The download's process ended; another try goes on from there")
-            _end(now, "failed", error.message, public(error, "download"))
-        log.info("download of %s: %s", now.model, now.status)
+        try:
+            while text := await stdout.readline():
+                self._hear(now, json.loads(text))
+        except Exception:
+            _kill(process)  # this one: after a cancel the next may have begun
+            raise
+        finally:
+            await process.wait()
 
     def _hear(self, now: Download, message: dict[str, Any]) -> None:
         match message["say"]:
@@ -153,3 +160,9 @@ def _end(
 ) -> None:
     download.status, download.message, download.error = status, message, error
     download.ended_at = time.time()
+
+
+def _kill(process: Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
