@@ -1,7 +1,12 @@
 """Models by the API, from a loopback Hub: progress, cancel, resume, verify, and then a job."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import psutil
@@ -12,6 +17,7 @@ from tests.integration import repositories
 from tests.integration.http_api import HttpApi
 from tests.integration.hub import Fault, HubServer
 from tests.integration.repositories import I2V, T2V
+from tests.integration.worker import REPOSITORY
 
 DOWNLOAD = "/api/v1/models/download"
 PROGRESS = f"{DOWNLOAD}/progress"
@@ -165,3 +171,18 @@ def test_downloading_is_for_the_admin(tmp_path: Path) -> None:
             passed = server.call(method, path, body, {"X-API-Key": admin})
             assert passed.status == 404
         assert server.call("GET", PROGRESS, headers={"X-API-Key": key}).status == 200
+
+
+def test_an_installer_ends_in_order_while_the_server_is_there(tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": "src", "MODELS_DIR": str(tmp_path),
+           "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    command = (sys.executable, "-m", "wan_worker.installer", T2V.id)
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        last = json.loads(process.stdout.read().splitlines()[-1])
+        assert last["say"] == "failed"
+        assert "Fatal" not in process.stderr.read().decode()
+        assert process.wait(60) == 1
