@@ -18,8 +18,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from wan_worker import api, live
+from wan_worker.api_parts import Parts
 from wan_worker.errors import Canceled, public
-from wan_worker.ledger import Ledger
+from wan_worker.ledger import Entry, Ledger
 from wan_worker.refusals import Refusal
 from wan_worker.settings import Settings
 from wan_worker.watchers import Message
@@ -184,6 +185,32 @@ def test_who_asks_about_a_job_that_has_ended_is_told_how(server: Server) -> None
     connection, response = server.events("a")
     with closing(connection), closing(response):
         assert list(read(response)) == [expected]
+
+
+@pytest.mark.parametrize("how", ["socket", "events"])
+def test_a_job_that_ends_while_somebody_comes_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    look = live.entry_of
+    error = public(Canceled("The job was cancelled"), "queue")
+
+    def look_and_end(task_id: str, parts: Parts) -> Entry:
+        entry = look(task_id, parts)
+        if server.ledger.drop("a", error):
+            server.parts.watchers.publish("a", {"type": "ended", "status": "canceled"})
+        return entry
+
+    monkeypatch.setattr(live, "entry_of", look_and_end)
+    server.submit("a")
+    if how == "socket":
+        with server.socket("a") as watching:
+            last = json.loads(watching.recv(10))
+    else:
+        connection, response = server.events("a")
+        with closing(connection), closing(response):
+            last = next(read(response))
+    assert last == {"type": "ended", "task_id": "a", "status": "canceled", "error": error}
+    assert server.do(lambda: server.parts.watchers.latest("a", "progress")) is None
 
 
 def test_a_browser_that_has_heard_the_end_is_told_to_stop_asking(server: Server) -> None:

@@ -19,7 +19,6 @@ from starlette.websockets import WebSocket
 from wan_worker.api_generation import BASE, entry_of, shown
 from wan_worker.api_parts import Parts
 from wan_worker.bodies import refusals
-from wan_worker.ledger import Entry
 from wan_worker.refusals import Refusal
 from wan_worker.watchers import ENDED, Message
 
@@ -49,7 +48,7 @@ def router(parts: Parts) -> APIRouter:
         if request.headers.get("last-event-id") == LAST:
             return Response(status_code=204)
         return StreamingResponse(
-            _as_events(messages(entry, parts)),
+            _as_events(messages(entry.id, parts)),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -57,12 +56,12 @@ def router(parts: Parts) -> APIRouter:
     @routes.websocket("/{task_id}/live")
     async def live(socket: WebSocket, task_id: str) -> None:
         try:
-            entry = entry_of(task_id, parts)
+            entry_of(task_id, parts)
         except Refusal as refusal:
             await socket.send_denial_response(refusal.response())
             return
         await socket.accept()
-        telling = asyncio.create_task(_tell(socket, entry, parts))
+        telling = asyncio.create_task(_tell(socket, task_id, parts))
         leaving = asyncio.create_task(_until_gone(socket))
         try:
             await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -74,23 +73,24 @@ def router(parts: Parts) -> APIRouter:
     return routes
 
 
-async def messages(entry: Entry, parts: Parts) -> AsyncGenerator[Message, None]:
+async def messages(task_id: str, parts: Parts) -> AsyncGenerator[Message, None]:
     """All that there is to hear about a job, ``ended`` at last."""
+    entry = entry_of(task_id, parts)  # as it is now: nothing is awaited before it is followed
     if entry.status == "queued":
         parts.dispatcher.tell_position(entry)
     if not entry.ended:
-        async with aclosing(parts.watchers.follow(entry.id)) as following:
+        async with aclosing(parts.watchers.follow(task_id)) as following:
             async for message in following:
                 if message["type"] != ENDED:
                     yield message
-    entry = entry_of(entry.id, parts)
+    entry = entry_of(task_id, parts)
     job = shown(entry, parts)
     how = "result" if entry.answer is not None else "error"
-    yield {"type": ENDED, "task_id": entry.id, "status": entry.status, how: job[how]}
+    yield {"type": ENDED, "task_id": task_id, "status": entry.status, how: job[how]}
 
 
-async def _tell(socket: WebSocket, entry: Entry, parts: Parts) -> None:
-    async with aclosing(messages(entry, parts)) as following:
+async def _tell(socket: WebSocket, task_id: str, parts: Parts) -> None:
+    async with aclosing(messages(task_id, parts)) as following:
         async for message in following:
             await socket.send_text(json.dumps(message))
     await socket.close()
