@@ -1,12 +1,16 @@
 """Alerts: each cause has its own, and where all is well there is none."""
 
+import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from wan_worker import api, api_reports
 from wan_worker.alerts import FAILURES, HOUR, Now, alerts
 from wan_worker.doctor import LEAST_FREE_BYTES
 from wan_worker.ledger import Entry
+from wan_worker.settings import Settings
 
 WELL = Now(
     time=10_000.0,
@@ -81,3 +85,14 @@ def test_an_alert_names_what_it_is_about() -> None:
     assert "GPU_FAULT 3 times" in alerts(now)[0].message
     damaged = replace(WELL, health={"damaged": ["umt5-xxl"], "models": ["x"]})
     assert "umt5-xxl" in alerts(damaged)[0].message
+
+
+def test_jobs_that_failed_are_seen_behind_any_number_that_wait(tmp_path: Path) -> None:
+    parts = api.make_parts(Settings(state_dir=tmp_path, output_dir=tmp_path))
+    for number in range(FAILURES + api_reports.RECENT):
+        parts.ledger.submit(str(number), {}, 100)
+    for _ in range(FAILURES):
+        parts.ledger.fail(str(parts.ledger.start_next()), {"code": "INTERNAL"})
+    found = asyncio.run(api_reports._alerts(parts))
+    parts.ledger.close()
+    assert "JOBS_FAIL" in [alert.code for alert in found]

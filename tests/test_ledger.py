@@ -147,6 +147,14 @@ def test_the_history_is_told_page_by_page(book: Ledger) -> None:
     assert book.counts() == {"queued": 2, "running": 0, "completed": 0, "failed": 0, "canceled": 1}
 
 
+def test_the_ended_are_told_past_all_that_wait(book: Ledger) -> None:
+    submit(book, "a", "b", "c", "d", "e")
+    for name in "abc":
+        book.start_next()
+        book.fail(name, FAILED)
+    assert [entry.id for entry in book.ended(2)] == ["c", "b"]
+
+
 def test_the_history_does_not_grow_for_ever(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "KEPT", 2)
     submit(book, "waiting", "a", "b", "c")

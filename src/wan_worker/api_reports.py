@@ -241,7 +241,6 @@ def _analysis(told: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _alerts(parts: Parts) -> list[Alert]:
-    history = parts.ledger.history(RECENT)
     return alerts(
         Now(
             time=time.time(),
@@ -251,7 +250,7 @@ async def _alerts(parts: Parts) -> list[Alert]:
             queued=parts.ledger.counts()["queued"],
             queue_limit=parts.settings.queue_limit,
             health=await parts.ask_if_there("health"),
-            ended=[entry for entry in history if entry.ended],
+            ended=parts.ledger.ended(RECENT),
             free_bytes=_free_bytes(parts),
         )
     )

@@ -214,6 +214,16 @@ class Ledger:
             ).fetchall()
         return [_entry(row) for row in rows]
 
+    def ended(self, limit: int) -> list[Entry]:
+        """The newest of the jobs that have ended first, less files; others are not counted."""
+        with self._lock:
+            rows = self._file.execute(
+                f"SELECT {_LIGHT_FACTS} FROM jobs "  # noqa: S608 (a constant)
+                "WHERE status NOT IN ('queued', 'running') ORDER BY place DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [_entry(row) for row in rows]
+
     def counts(self) -> dict[str, int]:
         """How many jobs there are of each status."""
         with self._lock:
