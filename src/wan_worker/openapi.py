@@ -1,7 +1,7 @@
 """What does the HTTP API's own document say? FastAPI's, with schemas/ in it and how to send a key.
 
 Requests for generation and their results are described once, in schemas/: the same text holds here.
-Not covered: the other bodies (bodies), and the page that shows the document (FastAPI's own).
+Not covered: the other bodies (bodies), and the page that shows the document (page).
 """
 
 import copy
