@@ -70,8 +70,9 @@ class Engine:
                     control = self._control(message["id"])
                     running.add(self._jobs.submit(self._run, message["id"], control))
                 case "cancel":
-                    if message["id"] in self._controls:
-                        self._controls[message["id"]].cancel()
+                    control = self._controls.get(message["id"])  # its own thread takes it out
+                    if control is not None:
+                        control.cancel()
                 case "watch" if message["on"]:
                     self._watched.add(message["id"])
                 case "watch":
@@ -158,12 +159,17 @@ def main() -> int:
         line.say("unfit", error=json.loads(public_json(problem, "start")))
         return 1
     preload.begin(worker)
-    with Ledger(settings.state_dir / FILE) as ledger:
-        engine = Engine(worker, ledger, line)
-        line.say("ready", hardware=worker.hardware.name)
-        engine.listen(sys.stdin.buffer)
+    status = 1
+    try:
+        with Ledger(settings.state_dir / FILE) as ledger:
+            engine = Engine(worker, ledger, line)
+            line.say("ready", hardware=worker.hardware.name)
+            engine.listen(sys.stdin.buffer)
+        status = 0
+    except Exception:
+        log.exception("the engine can't go on")
     # A step that does not end holds its thread; nobody waits for it.
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -204,3 +204,31 @@ sys.exit(api.main())
     assert done.returncode == 1
     assert "the server failed" in done.stderr
     assert "RuntimeError: a mistake" in done.stderr
+
+
+def test_an_engine_that_can_not_understand_its_server_ends_without_its_job(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    with Ledger(tmp_path / FILE) as ledger:
+        ledger.submit("a", LONG, 1)
+        ledger.start_next()
+        with subprocess.Popen(
+            (sys.executable, "-m", "wan_worker.engine"),
+            cwd=REPOSITORY,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "OMP_NUM_THREADS": "1",
+                 "STATE_DIR": str(tmp_path), "OUTPUT_DIR": str(tmp_path),
+                 "MODELS_DIR": str(models_dir)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as engine:  # fmt: skip
+            assert engine.stdin is not None
+            assert engine.stdout is not None
+            engine.stdin.write(b'{"do": "run", "id": "a"}\n')
+            engine.stdin.flush()
+            while b"denoise" not in engine.stdout.readline():
+                pass
+            engine.stdin.write(b"what?\n")
+            engine.stdin.flush()
+            assert b'"ended"' not in engine.stdout.read()
+            assert engine.wait(60) == 1
+        assert [entry.id for entry in ledger.running()] == ["a"]  # the server says what became
