@@ -6,6 +6,7 @@ Not covered: what a request means (request), and who works it off (dispatch).
 import asyncio
 import base64
 import json
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -218,7 +219,7 @@ def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
         "progress": progress
         and {name: value for name, value in progress.items() if name not in left_out},
         "request": entry.shown,
-        "result": None if entry.answer is None else _result(entry),
+        "result": None if entry.answer is None else _result(entry, parts.settings),
         "error": None if entry.error is None else pointed(entry.error),
         "links": {
             "self": f"{BASE}/{entry.id}",
@@ -229,12 +230,21 @@ def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _result(entry: Entry) -> dict[str, Any]:
-    """The response, with a URL of this server for each file that is neither in it nor elsewhere."""
+def _result(entry: Entry, settings: Settings) -> dict[str, Any]:
+    """The response, with a URL of this server for each file that can't be had by the recorded one.
+
+    That is one in a folder, one that is left out of a list, and one in the operator's bucket whose
+    signature is out of date: it is signed anew where it is asked for.
+    """
+    expired = (
+        settings.bucket is not None
+        and settings.bucket.public_url is None
+        and time.time() > (entry.ended_at or 0) + settings.url_expiry_seconds
+    )
     answer = dict(entry.answer or {})
     answer["assets"] = [
         asset
-        if "data" in asset or not asset.get("url", "file:").startswith("file:")
+        if "data" in asset or not (expired or asset.get("url", "file:").startswith("file:"))
         else {"url": f"{BASE}/{entry.id}/assets/{index}"}
         | {name: value for name, value in asset.items() if name != "url"}
         for index, asset in enumerate(answer["assets"])
