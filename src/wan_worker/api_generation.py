@@ -44,8 +44,7 @@ def router(parts: Parts) -> APIRouter:
     )
     async def submit(request: Request) -> JSONResponse:
         """Put a job into the queue."""
-        given = _fields(await request.body())
-        return await _submitted(given, parts)
+        return await _submitted(_fields(await request.body()), parts)
 
     @routes.post(
         "/enhanced/submit",
@@ -72,7 +71,7 @@ def router(parts: Parts) -> APIRouter:
         """What would be done for a request, why, and how long it would take; nothing is made."""
         given = _fields(await request.body())
         try:
-            return JSONResponse(await parts.ask("plan", request=_moded(given)))
+            return JSONResponse(await parts.ask("plan", request=given))
         except AnsweredError as problem:
             raise AnsweredError(_lifted(problem.error)) from None
 
@@ -136,11 +135,11 @@ _FILE: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def _fields(body: bytes) -> dict[str, Any]:
-    """The request's fields.
+    """The request's fields; a video where they do not say what to make.
 
     Raises:
         Refusal: 400, where the body is no JSON.
-        InvalidRequest: where it is no object.
+        InvalidRequest: where it is no object, or one that only RunPod takes.
     """
     try:
         given = json.loads(body)
@@ -148,12 +147,23 @@ def _fields(body: bytes) -> dict[str, Any]:
         raise Refusal(400, "INVALID_REQUEST", "The body is no JSON that can be read") from None
     if not isinstance(given, dict):
         raise InvalidRequest("The body must be a JSON object with the request's fields")
-    return given
-
-
-def _moded(given: dict[str, Any]) -> dict[str, Any]:
-    """The request of who did not say what to make: a video."""
+    for name, why in _RUNPODS.items():
+        if name in given:
+            raise InvalidRequest(why, field=f"/input/{name}")
+    if given.get("mode") == "info":
+        raise InvalidRequest(_NO_JOB, field="/input/mode")
     return given if {"mode", "job_type"} & given.keys() else given | {"mode": "video"}
+
+
+_NO_JOB: Final = (
+    f"mode info is no job here: POST the request to {BASE}/plan, or see /docs for the other "
+    "questions"
+)
+_RUNPODS: Final = {
+    "input": "Send what is inside input as the body itself",
+    "s3Config": "s3Config works on RunPod only; here files go to the server's own bucket or folder",
+}
+"""What goes around a request on RunPod."""
 
 
 def _lifted(error: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +173,6 @@ def _lifted(error: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
-    given = _moded(given)
     task_id = uuid.uuid4().hex
 
     def accept() -> None:  # in a thread: pictures in it may take megabytes
@@ -193,7 +202,7 @@ async def _optimized(given: dict[str, Any], wanted: bool, parts: Parts) -> dict[
     if not wanted or "acceleration" in given:
         return {}
     try:
-        plan = await parts.ask("plan", request=_moded(given))
+        plan = await parts.ask("plan", request=given)
     except AnsweredError:  # as the job itself will be told, or as submitting it will
         return {}
     return {"acceleration": "cached"} if accelerates(MODELS[plan["model"]], "cached") else {}

@@ -43,6 +43,11 @@ OPTIMIZE: Final = {
     "none.",
 }
 
+MODE: Final = (
+    "What to make: a still image or a video clip. May be left out: job_type says it then, and "
+    "without one it is video."
+)
+
 EXAMPLE: Final = {
     "model_type": "T2V-1.3B",
     "prompt": "A cat walking in a garden, cinematic lighting",
@@ -130,7 +135,7 @@ def _schemas() -> dict[str, Any]:
     asking = {"report"}.union(*info.TAKES.values()) - {"model"}
     for name in asking:
         del request["properties"][name]
-    request["properties"]["mode"]["enum"].remove("info")
+    request["properties"]["mode"] |= {"enum": ["image", "video"], "description": MODE}
     enhanced = copy.deepcopy(request)
     enhanced["properties"]["enable_optimization"] = OPTIMIZE
     return {

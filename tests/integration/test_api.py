@@ -118,6 +118,30 @@ def test_a_body_that_is_no_request_is_refused(api: HttpApi, body: bytes, status:
     assert (refused.status, refused.error["code"]) == (status, "INVALID_REQUEST")
 
 
+@pytest.mark.parametrize("path", ["submit", "enhanced/submit", "plan"])
+@pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        ({"mode": "info", "report": "health"}, "/mode", f"POST the request to {GENERATION}/plan"),
+        ({"input": QUICK}, "/input", "Send what is inside input as the body itself"),
+        (QUICK | {"s3Config": {}}, "/s3Config", "on RunPod only"),
+    ],
+)
+def test_what_only_runpod_takes_is_refused_with_what_to_send_here(
+    api: HttpApi, path: str, body: dict[str, Any], field: str, said: str
+) -> None:
+    refused = api.call("POST", f"{GENERATION}/{path}", body)
+    assert (refused.status, refused.error["field"]) == (422, field)
+    assert said in refused.error["message"]
+
+
+def test_a_request_that_does_not_say_what_to_make_makes_a_video(api: HttpApi) -> None:
+    request = {name: value for name, value in QUICK.items() if name != "mode"}
+    assert api.call("POST", f"{GENERATION}/plan", request).json["mode"] == "video"
+    mode = api.get("/openapi.json").json["components"]["schemas"]["GenerationRequest"]
+    assert "without one it is video" in mode["properties"]["mode"]["description"]
+
+
 def test_a_job_that_fails_says_why(api: HttpApi) -> None:
     job = api.wait(api.submit(QUICK | {"model": "wan2.1-t2v-14b"}))
     assert (job["status"], job["result"]) == ("failed", None)
