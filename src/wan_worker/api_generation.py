@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 
 from wan_worker import buckets
 from wan_worker import request as requests
+from wan_worker.advise import PICTURE
 from wan_worker.api_parts import AnsweredError, Parts
 from wan_worker.bodies import History, Job, refusals
 from wan_worker.catalog import MODELS
@@ -23,10 +24,16 @@ from wan_worker.choose import accelerates
 from wan_worker.errors import InvalidRequest
 from wan_worker.ledger import Entry, QueueFull, Status
 from wan_worker.openapi import ENHANCED, REQUEST, body_of, taken, told
-from wan_worker.refusals import Refusal, not_found, pointed
+from wan_worker.refusals import STATUS, Refusal, not_found, pointed, pointed_text
 from wan_worker.settings import Settings
 
 BASE: Final = "/api/v1/generation"
+
+FORESEE_SECONDS: Final = 5.0
+"""For the engine to plan a request; a job is taken unplanned where that takes longer."""
+
+SHORT_CHARACTERS: Final = 1024
+"""Of a picture: enough of an address, and less than of any file."""
 
 
 def router(parts: Parts) -> APIRouter:
@@ -40,17 +47,21 @@ def router(parts: Parts) -> APIRouter:
         "/submit",
         status_code=202,
         openapi_extra=body_of(REQUEST),
-        responses={**taken(), **refusals(422, 429)},
+        responses={**taken(), **refusals(409, 422, 429, 507)},
     )
     async def submit(request: Request) -> JSONResponse:
-        """Put a job into the queue."""
+        """Put a job into the queue.
+
+        What would fail however often it is tried is refused at once: its plan is made first, where
+        the engine is there to make it.
+        """
         return await _submitted(_fields(await request.body()), parts)
 
     @routes.post(
         "/enhanced/submit",
         status_code=202,
         openapi_extra=body_of(ENHANCED),
-        responses={**taken(), **refusals(422, 429, 503)},
+        responses={**taken(), **refusals(409, 422, 429, 503, 507)},
     )
     async def submit_enhanced(request: Request) -> JSONResponse:
         """Put a job into the queue, made faster where its model allows it."""
@@ -174,13 +185,11 @@ def _lifted(error: dict[str, Any]) -> dict[str, Any]:
 
 async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
     task_id = uuid.uuid4().hex
-
-    def accept() -> None:  # in a thread: pictures in it may take megabytes
-        requests.parse({"id": task_id, "input": given}, parts.contract)
-        parts.ledger.submit(task_id, given, parts.settings.queue_limit)
-
+    # In threads: pictures in it may take megabytes.
+    await asyncio.to_thread(requests.parse, {"id": task_id, "input": given}, parts.contract)
+    await _foresee(given, parts)
     try:
-        await asyncio.to_thread(accept)
+        await asyncio.to_thread(parts.ledger.submit, task_id, given, parts.settings.queue_limit)
     except QueueFull:
         raise Refusal(
             429,
@@ -194,6 +203,33 @@ async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
     return JSONResponse(body, 202, {"Location": f"{BASE}/{task_id}"})
 
 
+async def _foresee(given: dict[str, Any], parts: Parts) -> None:
+    """Refuse what its plan refuses, where the engine is there to say so; else the job will say it.
+
+    Raises:
+        AnsweredError: as the job would be refused.
+    """
+    try:
+        async with asyncio.timeout(FORESEE_SECONDS):
+            await parts.ask("plan", request=_light(given, parts))
+    except (Refusal, TimeoutError):
+        return
+    except AnsweredError as problem:
+        if problem.error["code"] in STATUS:
+            raise AnsweredError(_lifted(problem.error)) from None
+
+
+def _light(given: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """The request with a stand-in for each long picture: a plan asks only whether there is one."""
+    return {
+        name: PICTURE
+        if parts.contract.aliases.get(name, name) in requests.REFERENCES
+        and len(str(value)) > SHORT_CHARACTERS
+        else value
+        for name, value in given.items()
+    }
+
+
 _SUBMITTED: Final = ("task_id", "status", "position", "links")
 
 
@@ -202,8 +238,8 @@ async def _optimized(given: dict[str, Any], wanted: bool, parts: Parts) -> dict[
     if not wanted or "acceleration" in given:
         return {}
     try:
-        plan = await parts.ask("plan", request=given)
-    except AnsweredError:  # as the job itself will be told, or as submitting it will
+        plan = await parts.ask("plan", request=_light(given, parts))
+    except AnsweredError:  # as submitting it will be told
         return {}
     return {"acceleration": "cached"} if accelerates(MODELS[plan["model"]], "cached") else {}
 
@@ -257,6 +293,10 @@ def _result(entry: Entry, settings: Settings) -> dict[str, Any]:
         else {"url": f"{BASE}/{entry.id}/assets/{index}"}
         | {name: value for name, value in asset.items() if name != "url"}
         for index, asset in enumerate(answer["assets"])
+    ]
+    answer["warnings"] = [
+        warning | {"message": pointed_text(warning["message"])}
+        for warning in answer.get("warnings", [])
     ]
     return answer
 

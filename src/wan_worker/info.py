@@ -3,7 +3,8 @@
 ``mode: info`` with a ``report``. Answers come from what is known already: nothing is fetched or
 loaded, torch is not imported and the GPU is not waited for. A field that a report does not take is
 refused, so that nobody waits for a video that was never asked for.
-Not covered: whether a request's URLs lead anywhere.
+Not covered: whether a request's URLs lead anywhere (of a callback's, a bucket's and a LoRA's it is
+asked whether they may be dialled).
 """
 
 import time
@@ -62,6 +63,8 @@ class Foresight:
     imagine: advise.Imagine
     """As if every model were installed."""
     estimate: advise.Foresee
+    check: Callable[[Request], None]
+    """Raises what refuses it beside the plan, before anything is fetched."""
 
 
 def is_asked(job: Mapping[str, Any]) -> bool:
@@ -116,6 +119,7 @@ def answer(
         case _:
             asked = _asked(job, fields.get("request"), contract)
             asked, planned = references.plan_with(asked, foresight.replan)
+            foresight.check(asked)
             told = _plan(planned) | {"estimate": foresight.estimate(asked, planned).public()}
             warnings = [{"code": n.code, "message": n.message} for n in planned.notices]
     return {"status": "completed", "report": report, "info": told, "warnings": warnings}

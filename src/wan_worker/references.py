@@ -54,6 +54,16 @@ def plan_with(asked: Request, replan: Replan) -> tuple[Request, Plan]:
         return _plan_without("last_image_url", asked, problem, replan)
 
 
+def check(asked: Request) -> None:
+    """Refuse what can't hold a picture.
+
+    Raises:
+        UrlBlocked: a path, or a URL of another scheme.
+    """
+    for name in asked.references:
+        images.kind(asked.reference(name) or "", asked.pointer(name))
+
+
 def gather(
     asked: Request,
     planned: Plan,

@@ -4,6 +4,7 @@ The body is the same everywhere: ``{"error": {code, message, field, retryable, s
 Not covered: how a job ended, which is no failure of the request that asks about it.
 """
 
+import re
 from typing import Any, Final
 
 from starlette.responses import JSONResponse
@@ -71,10 +72,18 @@ def refused(error: WorkerError, stage: str = "plan") -> JSONResponse:
 def pointed(error: dict[str, Any]) -> dict[str, Any]:
     """The error with its pointers into the body, which is what RunPod has below ``input``."""
     field = error["field"]
-    if field is None or not (field + "/").startswith("/input/"):
-        return error
-    message = error["message"].replace("; /input/", "; /")
-    return error | {"field": field.removeprefix("/input"), "message": message}
+    if field is not None and (field + "/").startswith("/input/"):
+        field = field.removeprefix("/input")
+    return error | {"field": field, "message": pointed_text(error["message"])}
+
+
+def pointed_text(message: str) -> str:
+    """A message with the pointers in it as ``pointed`` has them."""
+    return _POINTER.sub("/", message)
+
+
+_POINTER: Final = re.compile(r"(?<![^\s(])/input/")
+"""At the start of a word: not inside a longer path."""
 
 
 def not_found(what: str) -> Refusal:

@@ -22,8 +22,10 @@ from wan_worker import (
     estimate,
     hardware,
     info,
+    lora_store,
     net,
     prompt,
+    references,
     weights,
     work,
 )
@@ -159,7 +161,21 @@ def foresight(worker: Worker) -> info.Foresight:
         replan=partial(planned, worker=worker),
         imagine=imagine,
         estimate=partial(estimated, worker=worker, here=here),
+        check=partial(check, worker=worker),
     )
+
+
+def check(asked: Request, worker: Worker) -> None:
+    """Refuse, beside its plan, what can be refused before anything is fetched.
+
+    Raises:
+        InvalidRequest, Unsupported: a LoRA is not here, or is none.
+        UrlBlocked: an address that may not be dialled, or a picture that is none.
+    """
+    delivery.destination(asked, worker.settings, worker.policy)
+    lora_store.check(asked.loras, worker.settings, worker.policy)
+    if not asked.reference_fallback:
+        references.check(asked)
 
 
 def installed(worker: Worker) -> dict[str, Installed]:

@@ -143,10 +143,42 @@ def test_a_request_that_does_not_say_what_to_make_makes_a_video(api: HttpApi) ->
 
 
 def test_a_job_that_fails_says_why(api: HttpApi) -> None:
-    job = api.wait(api.submit(QUICK | {"model": "wan2.1-t2v-14b"}))
+    job = api.wait(api.submit(QUICK | {"image_url": "https://[2001:db8::1]/a.png"}))
     assert (job["status"], job["result"]) == ("failed", None)
-    assert job["error"]["code"] == "MODEL_UNAVAILABLE"
-    assert job["error"]["field"] == "/model"
+    assert job["error"]["code"] == "URL_BLOCKED"
+    assert job["error"]["field"] == "/image_url"
+    assert "/input" not in job["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["submit", "enhanced/submit"])
+@pytest.mark.parametrize(
+    ("wrong", "status", "code", "field"),
+    [
+        ({"model": "wan2.1-t2v-14b"}, 409, "MODEL_UNAVAILABLE", "/model"),
+        ({"model": "wan2.1-i2v-14b-480p"}, 422, "INVALID_REQUEST", "/image_url"),
+        ({"loras": [{"source": "nobody"}]}, 422, "INVALID_REQUEST", "/loras/0/source"),
+        ({"callback_url": "http://127.0.0.1/"}, 422, "URL_BLOCKED", "/callback_url"),
+        ({"image_url": "file:///etc/passwd"}, 422, "URL_BLOCKED", "/image_url"),
+        ({"image_url": "cat.png"}, 422, "URL_BLOCKED", "/image_url"),
+        (
+            {"size": "1920x1080", "num_frames": 961, "steps": 100, "num_outputs": 4},
+            422,
+            "UNSUPPORTED",
+            "/size",
+        ),
+    ],
+    ids=["not-installed", "no-picture", "no-lora", "callback", "file", "name", "too-much"],
+)
+def test_what_its_plan_refuses_is_refused_before_it_waits(
+    api: HttpApi, path: str, wrong: dict[str, Any], status: int, code: str, field: str
+) -> None:
+    newest = api.get(f"{GENERATION}?limit=1").json
+    request = {k: v for k, v in QUICK.items() if k not in ("num_inference_steps",)} | wrong
+    refused = api.call("POST", f"{GENERATION}/{path}", request)
+    assert (refused.status, refused.error["code"]) == (status, code)
+    assert refused.error["field"] == field
+    assert "/input" not in refused.error["message"]
+    assert api.get(f"{GENERATION}?limit=1").json == newest
 
 
 def test_a_picture_is_not_kept_in_the_history(api: HttpApi) -> None:

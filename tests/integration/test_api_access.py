@@ -1,6 +1,6 @@
 """Strangers at the HTTP API: without a key, with a wrong one, and from a web page of somebody else.
 
-The engine has no part in it: requests are refused before anything is read of them.
+Requests are refused before anything is read of them; what is let through is a job of a second.
 """
 
 import json
@@ -28,26 +28,20 @@ CLOSED = [GENERATION, f"{GENERATION}/x", "/api/v1/models/status", "/api/v1/model
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """No weights: nothing is generated here."""
-    return tmp_path_factory.mktemp("none")
-
-
-@pytest.fixture(scope="module")
-def local(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpApi]:
+def local(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpApi]:
     """As ``make api`` starts it."""
     env = {"API_MAX_BODY_BYTES": str(MOST)}
-    with HttpApi(tmp_path_factory.mktemp("local"), models, env=env) as server:
+    with HttpApi(tmp_path_factory.mktemp("local"), models_dir, env=env) as server:
         server.wait_ready()
         yield server
 
 
 @pytest.fixture(scope="module")
-def keyed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpApi]:
+def keyed(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpApi]:
     """One that other machines reach."""
     env = {"API_HOST": "0.0.0.0", "API_KEY": KEY, "API_ADMIN_KEY": ADMIN,
            "API_CORS_ORIGINS": FRIEND}  # fmt: skip
-    with HttpApi(tmp_path_factory.mktemp("keyed"), models, env=env) as server:
+    with HttpApi(tmp_path_factory.mktemp("keyed"), models_dir, env=env) as server:
         server.wait_ready()
         yield server
 
@@ -308,11 +302,11 @@ def quoted(text: str) -> str:
 def test_an_index_of_no_file_gives_none(local: HttpApi, index: str) -> None:
     task_id = submit(local).json["task_id"]
     refused = local.get(f"{GENERATION}/{task_id}/assets/{index}")
-    assert refused.status in (404, 422)
+    assert refused.status in (404, 405, 409, 422)
     assert set(refused.error) >= {"code", "message"}
 
 
 def test_the_ledger_is_whole_after_all_that(local: HttpApi) -> None:
     jobs: list[dict[str, Any]] = local.get(GENERATION).json["jobs"]
     assert len(jobs) > 3
-    assert {job["status"] for job in jobs} <= {"queued", "running", "failed"}
+    assert {job["status"] for job in jobs} <= {"queued", "running", "completed"}
