@@ -285,7 +285,9 @@ for command in commands:
     async def scene(bench: Bench) -> None:
         bench.submit("deaf", "next")
         await bench.until(lambda: bench.find("deaf").status == "running")
+        assert bench.dispatcher.canceling("deaf") is False
         assert bench.dispatcher.cancel(bench.find("deaf")) is True
+        assert bench.dispatcher.canceling("deaf") is True
         assert await bench.ended("deaf", "next") == ["canceled", "completed"]
 
     play(Bench(tmp_path, script), scene)

@@ -258,6 +258,7 @@ def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
         "task_id": entry.id,
         "status": entry.status,
         "position": parts.ledger.ahead(entry),
+        "cancel_requested": not entry.ended and parts.dispatcher.canceling(entry.id),
         "submitted_at": _time(entry.submitted_at),
         "started_at": _time(entry.started_at),
         "ended_at": _time(entry.ended_at),

@@ -144,6 +144,11 @@ class Dispatcher:
             self._see_to_it(engine, entry.id, GRACE_SECONDS)
         return True
 
+    def canceling(self, job_id: str) -> bool:
+        """Whether the engine was asked to end a job that it still has."""
+        running = self._engine and self._engine.jobs.get(job_id)
+        return running is not None and running.canceled
+
     async def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """What job.run answers to ``mode: info``.
 

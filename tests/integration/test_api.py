@@ -69,8 +69,11 @@ def test_a_job_says_how_far_it_is(api: HttpApi) -> None:
 
     seen: set[int] = set()
     api.until(steps)
-    assert api.call("DELETE", f"{GENERATION}/{task_id}").status == 202
+    assert api.look(task_id)["cancel_requested"] is False
+    told = api.call("DELETE", f"{GENERATION}/{task_id}")
+    assert (told.status, told.json["cancel_requested"]) == (202, True)
     ended = api.wait(task_id)
+    assert ended["cancel_requested"] is False
     assert (ended["status"], ended["error"]["code"]) == ("canceled", "CANCELED")
     assert ended["progress"] is None
 

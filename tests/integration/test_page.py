@@ -340,6 +340,25 @@ def test_a_job_that_waits_shows_its_place_and_can_be_cancelled(
     api.wait(running)
 
 
+def test_a_job_that_is_to_end_and_has_not_yet_says_so(open_page: Open, api: HttpApi) -> None:
+    task_id = api.submit(LONG)
+    page = open_page()
+
+    def asked_to_end(route: Any) -> None:
+        reply = route.fetch()
+        running = reply.json()["status"] != "canceled"
+        route.fulfill(response=reply, json=reply.json() | {"cancel_requested": running})
+
+    page.route(f"**/api/v1/generation/{task_id}", asked_to_end)
+    page.evaluate("id => { location.hash = `#job/${id}`; }", task_id)
+    expect(page.locator("#stage")).to_have_text("Cancelling…")
+    page.wait_for_selector("#preview:not([hidden])")  # it has gone on meanwhile
+    expect(page.locator("#stage")).to_have_text("Cancelling…")
+    expect(page.locator("#left")).to_be_empty()
+    api.call("DELETE", f"/api/v1/generation/{task_id}")
+    expect(page.locator("#failure")).to_contain_text("Cancelled")
+
+
 def test_a_job_goes_on_over_a_reload_and_can_be_cancelled(open_page: Open, api: HttpApi) -> None:
     task_id = api.submit(LONG)
     page = open_page(path=f"/#job/{task_id}")

@@ -43,6 +43,6 @@ export function size(bytes) {
 const shortTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 export const when = (iso) => (iso ? shortTime.format(new Date(iso)) : "–");
 
-export const words = { completed: "Completed", failed: "Failed", canceled: "Cancelled", queued: "Waiting", running: "Running" };
-const looks = { completed: "good", failed: "bad", canceled: "", queued: "wait", running: "wait" };
+export const words = { completed: "Completed", failed: "Failed", canceled: "Cancelled", queued: "Waiting", running: "Running", canceling: "Cancelling…" };
+const looks = { completed: "good", failed: "bad", canceled: "", queued: "wait", running: "wait", canceling: "wait" };
 export const chip = (status) => el("span", { className: `chip ${looks[status] ?? ""}` }, words[status] ?? status);

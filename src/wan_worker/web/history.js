@@ -56,7 +56,7 @@ export class History {
     return el("li", { className: "card", "data-task": job.task_id },
       this.thumb(job.result?.assets[0]),
       el("div", { className: "about" },
-        el("div", {}, chip(job.status)),
+        el("div", {}, chip(job.cancel_requested ? "canceling" : job.status)),
         el("h2", {}, prompt),
         el("p", { className: "hint" }, job.error && job.status === "failed" ? `${job.error.code}: ${job.error.message}` : facts.join(" · ")),
         el("div", { className: "buttons" },

@@ -44,6 +44,7 @@ export class Screen {
       return;
     }
     this.said = "";
+    this.canceling = job.cancel_requested;
     byId("progress").hidden = false;
     say(byId("empty-text"), "A preview appears here once there is something to see.");
     this.progress({ ...(job.progress ?? { stage: "queue" }), status: job.status, position: job.position });
@@ -80,9 +81,10 @@ export class Screen {
     const several = ["output", "segment"].filter((part) => event[`${part}s`] > 1)
       .map((part) => `${part} ${event[part]} of ${event[`${part}s`]}`);
     const step = event.steps ? [`step ${event.step} of ${event.steps}`] : [];
-    const name = queued ? waiting(event.position) : NAMES[event.stage] ?? event.stage;
-    const stage = [name, ...several, ...step].join(", ");
-    const left = event.seconds_left === undefined || event.seconds_left === null ? "" : `${duration(event.seconds_left)} left`;
+    const doing = queued ? waiting(event.position) : NAMES[event.stage] ?? event.stage;
+    const name = this.canceling ? "Cancelling…" : doing;
+    const stage = this.canceling ? name : [name, ...several, ...step].join(", ");
+    const left = this.canceling || event.seconds_left === undefined || event.seconds_left === null ? "" : `${duration(event.seconds_left)} left`;
     say(byId("stage"), stage);
     say(byId("left"), left);
     const bar = byId("bar");
@@ -168,8 +170,11 @@ export class Screen {
 
   async cancel() {
     try {
-      await send("POST", this.job.links.cancel);
-      say(byId("stage"), "Cancelling…");
+      const job = await send("POST", this.job.links.cancel);
+      if (job.ended_at || this.job?.task_id !== job.task_id) return;
+      this.canceling = true;
+      for (const id of ["stage", "said"]) say(byId(id), "Cancelling…");
+      say(byId("left"), "");
     } catch (problem) {
       if (!(problem instanceof Refused) || problem.status !== 409) throw problem; // it has just ended
     }
