@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wan_worker.recommend import Known, recommendations
+from wan_worker.recommend import Call, Known, recommendations
 
 MODEL, OTHER = "wan2.1-t2v-1.3b", "wan2.2-t2v-a14b"
 
@@ -46,7 +46,7 @@ def test_a_server_that_is_well_set_up_is_left_alone() -> None:
 def test_a_model_with_jobs_that_was_not_measured_is_to_be_measured() -> None:
     (found,) = recommendations(replace(KNOWN, measured=()))
     assert (found.id, found.model) == (f"measure:{MODEL}", MODEL)
-    assert found.request == "POST /api/v1/performance/optimize"
+    assert found.request == Call("POST", "/api/v1/performance/optimize", {"model": MODEL})
     assert "4 jobs" in found.why
 
 

@@ -41,7 +41,7 @@ def router(parts: Parts) -> APIRouter:
         dependencies=[Depends(admin_only)],
         responses=refusals(404, 409, 422, 503),
     )
-    async def optimize(order: Optimize) -> Any:
+    async def optimize(order: Optimize | None = None) -> Any:
         """Measure which way of computing is the fastest for a model here, and take it.
 
         A dozen small clips are made between the jobs. Jobs take what won from then on, and say so
@@ -50,7 +50,7 @@ def router(parts: Parts) -> APIRouter:
         running = parts.dispatcher.calibrations.running
         if running is not None:
             raise Refusal(409, "CONFLICT", f"{running.model} is being measured; wait, or undo it")
-        model = await _installed(order.model, parts)
+        model = await _installed(order and order.model, parts)
         try:
             parts.dispatcher.measure(model)
         except NotReady:

@@ -62,6 +62,9 @@ class Submitted(BaseModel):
 class Job(Submitted):
     """A job as it stands."""
 
+    cancel_requested: bool = Field(
+        description="It is to end, and has not ended yet: it does within a step."
+    )
     submitted_at: str = Field(description="ISO 8601, as are the other times.")
     started_at: Time
     ended_at: Time
@@ -278,6 +281,14 @@ class Optimization(BaseModel):
     calibrations: list[Calibration]
 
 
+class Call(BaseModel):
+    """A request to this server."""
+
+    method: str
+    path: str
+    body: dict[str, Any]
+
+
 class Recommendation(BaseModel):
     """Something that would make this server faster."""
 
@@ -285,7 +296,7 @@ class Recommendation(BaseModel):
     why: str
     how: str
     gain: str
-    request: str | None = Field(description="Method and path that does it, if the server can.")
+    request: Call | None = Field(description="What does it, if the server itself can.")
     model: str | None
 
 

@@ -18,13 +18,22 @@ UPLOAD_SHARE: Final = 0.1
 
 
 @dataclass(frozen=True)
+class Call:
+    """A request over HTTP."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Recommendation:
     id: str
     why: str
     how: str
     gain: str
-    request: str | None = None
-    """Method and path that does it; None: it is set on the server."""
+    request: Call | None = None
+    """What does it over HTTP; None: it is set on the server."""
     model: str | None = None
 
 
@@ -58,7 +67,7 @@ def _measure(known: Known) -> list[Recommendation]:
             "Measure it: a dozen small clips, made in different ways between the jobs; the fastest "
             "way is taken from then on, and can be undone",
             "not known before it is measured",
-            "POST /api/v1/performance/optimize",
+            Call("POST", "/api/v1/performance/optimize", {"model": model}),
             model,
         )
         for model in used

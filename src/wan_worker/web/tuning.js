@@ -83,12 +83,11 @@ export class Tuning {
   }
 
   item({ id, why, how, gain, request, model }, running) {
-    const [method, path] = (request ?? "").split(" ");
     return el("li", { className: "card" },
       el("p", {}, why),
       request && el("div", { className: "buttons" }, el("button", {
         type: "button", className: "quiet", "data-action": id, disabled: Boolean(running),
-        onclick: () => this.act(() => send(method, path, { model })),
+        onclick: () => this.act(() => send(request.method, request.path, request.body)),
       }, "Measure this model", el("span", { className: "visually-hidden" }, ` ${model}`))),
       el("p", { className: "hint said" }, how),
       el("p", { className: "hint said" }, `Gain: ${gain}`));
