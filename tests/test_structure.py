@@ -118,6 +118,7 @@ ORDER = [
         "openapi",
         "api_parts",
         "api_generation",
+        "api_assets",
         "live",
         "api_models",
         "alerts",

@@ -11,11 +11,12 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 
 from wan_worker import (
+    api_assets,
     api_generation,
     api_models,
     api_reports,
@@ -41,7 +43,7 @@ from wan_worker.dispatch import Dispatcher
 from wan_worker.downloads import Downloads
 from wan_worker.errors import ConfigInvalid, WorkerError
 from wan_worker.ledger import FILE, Ledger, alone
-from wan_worker.refusals import Refusal, failed, refused
+from wan_worker.refusals import Refusal, failed, refused, unreadable
 from wan_worker.settings import Settings, from_env
 from wan_worker.watchers import Watchers
 
@@ -49,6 +51,12 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3
 """For open connections, when the server stops."""
+
+
+FAMILIES: Final = (
+    *(api_generation, api_assets, live),
+    *(api_models, api_reports, api_tuning, api_system, page),
+)
 
 
 def make_parts(settings: Settings) -> Parts:
@@ -96,9 +104,10 @@ def create_app(parts: Parts, over: Callable[[Running], object] = lambda _: None)
         redoc_url=None,
     )
     openapi.install(app)
-    for family in (api_generation, live, api_models, api_reports, api_tuning, api_system, page):
-        app.include_router(family.router(parts))
-    _say_no(app)
+    routers = [family.router(parts) for family in FAMILIES]
+    for router in routers:
+        app.include_router(router)
+    _say_no(app, routers)
     app.add_middleware(Access, settings=parts.settings)
     if parts.settings.api_cors_origins:  # around it: a browser asks first, without a key
         app.add_middleware(
@@ -111,7 +120,7 @@ def create_app(parts: Parts, over: Callable[[Running], object] = lambda _: None)
     return app
 
 
-def _say_no(app: FastAPI) -> None:
+def _say_no(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Every failure in the one form."""
 
     @app.exception_handler(Refusal)
@@ -139,7 +148,10 @@ def _say_no(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, problem: RequestValidationError) -> JSONResponse:
         first = problem.errors()[0]
-        field = "/".join(map(str, first["loc"]))
+        if first["type"] == "json_invalid":
+            return unreadable().response()
+        where = first["loc"][1:] if first["loc"][0] == "body" else first["loc"]
+        field = "".join(f"/{part}" for part in where)
         return Refusal(422, "INVALID_REQUEST", str(first["msg"]), field=field).response()
 
     @app.exception_handler(HTTPException)
@@ -147,16 +159,17 @@ def _say_no(app: FastAPI) -> None:
         code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(problem.status_code, "HTTP")
         headers = dict(problem.headers or {})
         if problem.status_code == 405:
-            headers["Allow"] = ", ".join(sorted(_methods(request)))
+            headers["Allow"] = ", ".join(sorted(_methods(request, routers)))
         return Refusal(problem.status_code, code, problem.detail, headers=headers).response()
 
 
-def _methods(request: Request) -> set[str]:
+def _methods(request: Request, routers: Sequence[APIRouter]) -> set[str]:
     """What a path can be asked with; Starlette tells of the first route there alone."""
     return set().union(
         *(
             route.methods or ()
-            for route in request.app.routes
+            for router in routers
+            for route in router.routes
             if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
         )
     )

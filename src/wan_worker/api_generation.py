@@ -1,10 +1,10 @@
-"""Routes: submit a job, look how it is, cancel it, fetch what it made.
+"""Routes: submit a job, look how it is, cancel it.
 
-Not covered: what a request means (request), and who works it off (dispatch).
+Not covered: what a request means (request), who works it off (dispatch), and the files that come of
+it (api_assets).
 """
 
 import asyncio
-import base64
 import json
 import time
 import uuid
@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse
+from starlette.convertors import StringConvertor, register_url_convertor
 
-from wan_worker import buckets
 from wan_worker import request as requests
 from wan_worker.advise import PICTURE
 from wan_worker.api_parts import AnsweredError, Parts
@@ -24,8 +24,7 @@ from wan_worker.choose import accelerates
 from wan_worker.errors import InvalidRequest
 from wan_worker.ledger import Entry, QueueFull, Status
 from wan_worker.openapi import ENHANCED, REQUEST, body_of, taken, told
-from wan_worker.refusals import STATUS, Refusal, not_found, pointed, pointed_text
-from wan_worker.settings import Settings
+from wan_worker.refusals import STATUS, Refusal, not_found, pointed, pointed_text, unreadable
 
 BASE: Final = "/api/v1/generation"
 
@@ -34,6 +33,15 @@ FORESEE_SECONDS: Final = 5.0
 
 SHORT_CHARACTERS: Final = 1024
 """Of a picture: enough of an address, and less than of any file."""
+
+
+class _JobId(StringConvertor):
+    """Not the name of a route beside the jobs, which is told how it can be called."""
+
+    regex = "(?!(?:submit|plan)$)[^/]+"
+
+
+register_url_convertor("job", _JobId())
 
 
 def router(parts: Parts) -> APIRouter:
@@ -101,13 +109,13 @@ def router(parts: Parts) -> APIRouter:
         following = found[-1].place if len(found) == limit else None
         return JSONResponse({"jobs": [shown(entry, parts) for entry in found], "before": following})
 
-    @routes.get("/{task_id}", responses={200: {"model": Job}, **refusals(404)})
+    @routes.get("/{task_id:job}", responses={200: {"model": Job}, **refusals(404)})
     async def look(task_id: str) -> JSONResponse:
         """How a job is."""
         return JSONResponse(shown(entry_of(task_id, parts), parts))
 
     @routes.post("/{task_id}/cancel", **ending)
-    @routes.delete("/{task_id}", **ending)
+    @routes.delete("/{task_id:job}", **ending)
     async def cancel(task_id: str) -> JSONResponse:
         """End a job: at once where it waits, within one step where it runs."""
         entry = entry_of(task_id, parts)
@@ -115,34 +123,7 @@ def router(parts: Parts) -> APIRouter:
             raise Refusal(409, "CONFLICT", f"The job has ended: it is {entry.status}")
         return JSONResponse(shown(entry_of(task_id, parts), parts), 202)
 
-    @routes.get(
-        "/{task_id}/assets/{index}",
-        response_class=FileResponse,
-        responses=_FILE | refusals(404, 422),
-    )
-    async def asset(task_id: str, index: int) -> Response:
-        """One file of a job that completed; takes range requests."""
-        entry = entry_of(task_id, parts)
-        assets = (entry.answer or {}).get("assets", [])
-        if not 0 <= index < len(assets):
-            raise not_found("The job has no such file")
-        return await asyncio.to_thread(_file, assets[index], parts.settings)
-
     return routes
-
-
-_FILE: Final[dict[int | str, dict[str, Any]]] = {
-    200: {
-        "description": "The file",
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
-            for kind in ("video/*", "image/*")
-        },
-    },
-    206: {"description": "The part of it that was asked for"},
-    307: {"description": "It lies in a bucket: there"},
-    416: {"description": "It has no such part"},
-}
 
 
 def _fields(body: bytes) -> dict[str, Any]:
@@ -155,7 +136,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
-        raise Refusal(400, "INVALID_REQUEST", "The body is no JSON that can be read") from None
+        raise unreadable() from None
     if not isinstance(given, dict):
         raise InvalidRequest("The body must be a JSON object with the request's fields")
     for name, why in _RUNPODS.items():
@@ -306,22 +287,3 @@ def _time(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-def _file(asset: dict[str, Any], settings: Settings) -> Response:
-    if "data" in asset:
-        return Response(base64.b64decode(asset["data"]), media_type=asset["content_type"])
-    if "url" not in asset:
-        raise not_found("The file was in the answer, which is too old to hold it still")
-    if not asset["url"].startswith("file:"):
-        if settings.bucket is None:  # it was another one's
-            return RedirectResponse(asset["url"])
-        bucket = buckets.S3(settings.bucket, settings.url_expiry_seconds)
-        return RedirectResponse(buckets.address(asset["key"], bucket))
-    root = settings.output_dir.resolve()
-    path = (root / asset["key"]).resolve()
-    if not path.is_relative_to(root) or not path.is_file():
-        raise not_found("The file is no longer there")
-    return FileResponse(
-        path, media_type=asset["content_type"], headers={"X-Content-Type-Options": "nosniff"}
-    )

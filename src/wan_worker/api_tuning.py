@@ -50,7 +50,7 @@ def router(parts: Parts) -> APIRouter:
         running = parts.dispatcher.calibrations.running
         if running is not None:
             raise Refusal(409, "CONFLICT", f"{running.model} is being measured; wait, or undo it")
-        model = await _installed(order and order.model, parts)
+        model = await _installed(None if order is None else order.model, parts)
         try:
             parts.dispatcher.measure(model)
         except NotReady:

@@ -213,6 +213,7 @@ _REFUSALS: Final = {
     409: "Not as things stand",
     413: "The body is too large",
     415: "The body is not sent as JSON",
+    416: "The file has no such part",
     422: "The request breaks a rule; `field` says where",
     429: "The queue is full; try again after Retry-After",
     502: "Somebody else's server does not answer as it should",

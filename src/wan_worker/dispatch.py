@@ -146,7 +146,7 @@ class Dispatcher:
 
     def canceling(self, job_id: str) -> bool:
         """Whether the engine was asked to end a job that it still has."""
-        running = self._engine and self._engine.jobs.get(job_id)
+        running = None if self._engine is None else self._engine.jobs.get(job_id)
         return running is not None and running.canceled
 
     async def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,10 @@ _POINTER: Final = re.compile(r"(?<![^\s(])/input/")
 """At the start of a word: not inside a longer path."""
 
 
+def unreadable() -> Refusal:
+    return Refusal(400, "INVALID_REQUEST", "The body is no JSON that can be read")
+
+
 def not_found(what: str) -> Refusal:
     return Refusal(404, "NOT_FOUND", what)
 

@@ -55,7 +55,56 @@ def test_a_file_is_given_by_range(api: HttpApi, done: dict[str, Any]) -> None:
     part = api.get(url, Range="bytes=10-19")
     assert (part.status, part.body) == (206, whole[10:20])
     assert part.headers["content-range"] == f"bytes 10-19/{len(whole)}"
-    assert api.get(url, Range=f"bytes={len(whole)}-").status == 416
+    for wrong, status in ((f"bytes={len(whole)}-", 416), ("bytes=9-1", 400), ("lines=1-2", 400)):
+        refused = api.get(url, Range=wrong)
+        assert (refused.status, refused.error["code"]) == (status, "INVALID_REQUEST")
+        assert refused.headers.get("content-range") == (
+            f"bytes */{len(whole)}" if status == 416 else None
+        )
+
+
+def test_a_files_head_is_told_without_it(api: HttpApi, done: dict[str, Any]) -> None:
+    (asset,) = done["result"]["assets"]
+    head = api.call("HEAD", asset["url"])
+    assert (head.status, head.body) == (200, b"")
+    assert int(head.headers["content-length"]) == asset["bytes"]
+    assert head.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "submit", "POST"),
+        ("DELETE", "submit", "POST"),
+        ("GET", "plan", "POST"),
+        ("GET", "enhanced/submit", "POST"),
+        ("POST", "x", "DELETE, GET"),
+        ("DELETE", "x/assets/0", "GET, HEAD"),
+    ],
+)
+def test_a_route_that_is_called_by_another_method_says_which_it_takes(
+    api: HttpApi, method: str, path: str, allowed: str
+) -> None:
+    refused = api.call(method, f"{GENERATION}/{path}")
+    assert (refused.status, refused.error["code"]) == (405, "METHOD_NOT_ALLOWED")
+    assert refused.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("GET", "/api/v1/wan-models/recommend?priority=x", None, "/query/priority"),
+        ("GET", f"{GENERATION}?limit=0", None, "/query/limit"),
+        ("GET", f"{GENERATION}/x/assets/y", None, "/path/index"),
+        ("POST", "/api/v1/models/download", {"model": 5}, "/model"),
+        ("POST", "/api/v1/performance/optimize", {"modell": "x"}, "/modell"),
+    ],
+)
+def test_what_is_wrong_is_pointed_at_wherever_it_stands(
+    api: HttpApi, method: str, path: str, body: Any, field: str
+) -> None:
+    refused = api.call(method, path, body)
+    assert (refused.status, refused.error["field"]) == (422, field)
 
 
 def test_a_job_says_how_far_it_is(api: HttpApi) -> None:
@@ -81,6 +130,9 @@ def test_a_job_says_how_far_it_is(api: HttpApi) -> None:
 def test_the_queue_is_bounded_keeps_its_order_and_lets_go_of_who_waits(api: HttpApi) -> None:
     running = api.submit(LONG)
     api.wait(running, "running")
+    early = api.get(f"{GENERATION}/{running}/assets/0")
+    assert (early.status, early.error["retryable"]) == (409, True)
+    assert "not finished yet" in early.error["message"]
     waiting = [api.submit(QUICK) for _ in range(3)]
     assert [api.look(task_id)["position"] for task_id in waiting] == [0, 1, 2]
     refused = api.call("POST", f"{GENERATION}/submit", QUICK)
