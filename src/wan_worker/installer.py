@@ -9,6 +9,7 @@ it does not outlive the server.
 Not covered: which models may be asked for (downloads).
 """
 
+import logging
 import os
 import sys
 import threading
@@ -75,4 +76,7 @@ def _end_with_the_server() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)  # a thread waits at standard input, which Python would trip over at its end

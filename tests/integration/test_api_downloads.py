@@ -109,6 +109,8 @@ def test_a_download_that_fails_says_why(api: HttpApi, hub: HubServer) -> None:
         hub.faults.clear()
     failed = download_of(api, "wan2.2-ti2v-5b")
     assert (failed["status"], failed["error"]["code"]) == ("failed", "MODEL_UNAVAILABLE")
+    api.until(lambda: not installers(api))
+    assert "Fatal Python error" not in api.log()
 
 
 def test_every_byte_of_a_model_is_verified(api: HttpApi) -> None:
