@@ -7,8 +7,10 @@ Not covered: what the routes answer (live, page, and what begins with api_).
 """
 
 import asyncio
+import errno
 import logging
 import os
+import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -190,6 +192,29 @@ def main() -> int:
     return 0
 
 
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets at every address of a host.
+
+    Raises:
+        ConfigInvalid: somebody else listens there, or nobody can.
+    """
+    found: list[socket.socket] = []
+    try:
+        for family, *_, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            found.append(socket.create_server(address[:2], family=family))
+    except OSError as problem:
+        for each in found:
+            each.close()
+        if problem.errno == errno.EADDRINUSE:
+            raise ConfigInvalid(f"API_PORT: {port} is taken; set another") from problem
+        raise ConfigInvalid(
+            f"API_HOST, API_PORT: they can't be listened on ({problem.strerror})"
+        ) from problem
+    return found
+
+
 def serve(settings: Settings) -> None:
     """Run the server until it is told to stop.
 
@@ -197,6 +222,7 @@ def serve(settings: Settings) -> None:
         ConfigInvalid: this environment is wrong, as its engine sees it too.
         Exception: what the dispatcher failed of.
     """
+    sockets = listening(settings.api_host, settings.api_port)
     ended: list[Running] = []
 
     def over(running: Running) -> None:
@@ -207,8 +233,6 @@ def serve(settings: Settings) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            host=settings.api_host,
-            port=settings.api_port,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -216,7 +240,7 @@ def serve(settings: Settings) -> None:
         )
     )
     with suppress(KeyboardInterrupt):  # raised again by uvicorn, when all is shut down
-        server.run()
+        server.run(sockets)
     for running in ended:
         running.result()
 

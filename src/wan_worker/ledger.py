@@ -297,7 +297,9 @@ def alone(state_dir: Path) -> Iterator[None]:
         state_dir.mkdir(parents=True, exist_ok=True)
         held = FileLock(state_dir / LOCK).acquire(timeout=0)
     except Timeout:
-        raise ConfigInvalid("STATE_DIR: another server uses it; give each its own") from None
+        raise ConfigInvalid(
+            f"STATE_DIR: another server uses {state_dir}; give each its own"
+        ) from None
     except OSError as problem:
         raise ConfigInvalid(f"STATE_DIR: it can't be written ({problem.strerror})") from problem
     with held:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -167,7 +168,25 @@ def test_two_servers_do_not_share_one_ledger(models_dir: Path, tmp_path: Path) -
             timeout=60,
         )  # fmt: skip
         assert other.returncode == 1
-        assert "CONFIG_INVALID: STATE_DIR: another server uses it" in other.stderr
+        said = f"CONFIG_INVALID: STATE_DIR: another server uses {server.state_dir}; "
+        assert said in other.stderr
+
+
+def test_a_port_that_is_taken_is_said_to_be(models_dir: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = subprocess.run(
+            COMMAND,
+            cwd=REPOSITORY,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "API_PORT": str(port),
+                 "STATE_DIR": str(tmp_path / "state"), "MODELS_DIR": str(models_dir)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"CONFIG_INVALID: API_PORT: {port} is taken; set another\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_server_that_could_serve_nothing_does_not_start(models_dir: Path, tmp_path: Path) -> None:
