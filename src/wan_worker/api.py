@@ -167,14 +167,15 @@ def _say_no(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 def _methods(request: Request, routers: Sequence[APIRouter]) -> set[str]:
     """What a path can be asked with; Starlette tells of the first route there alone."""
-    return set().union(
-        *(
-            route.methods or ()
-            for router in routers
-            for route in router.routes
-            if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
-        )
-    )
+    there = [
+        route
+        for router in routers
+        for route in router.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
+    ]
+    # A route's own name is no id of a thing beside it.
+    own = [route for route in there if route.path == request.scope["path"]]
+    return set().union(*(route.methods or () for route in own or there))
 
 
 def main() -> int:
