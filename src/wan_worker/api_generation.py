@@ -25,6 +25,7 @@ from wan_worker.errors import InvalidRequest
 from wan_worker.ledger import Entry, QueueFull, Status
 from wan_worker.openapi import ENHANCED, REQUEST, body_of, taken, told
 from wan_worker.refusals import STATUS, Refusal, not_found, pointed, pointed_text, unreadable
+from wan_worker.settings import Settings
 
 BASE: Final = "/api/v1/generation"
 

@@ -70,9 +70,9 @@ class Engine:
                     control = self._control(message["id"])
                     running.add(self._jobs.submit(self._run, message["id"], control))
                 case "cancel":
-                    control = self._controls.get(message["id"])  # its own thread takes it out
-                    if control is not None:
-                        control.cancel()
+                    running_one = self._controls.get(message["id"])  # its thread takes it out
+                    if running_one is not None:
+                        running_one.cancel()
                 case "watch" if message["on"]:
                     self._watched.add(message["id"])
                 case "watch":
