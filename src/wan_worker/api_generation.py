@@ -234,7 +234,8 @@ def entry_of(task_id: str, parts: Parts) -> Entry:
 
 
 def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
-    progress = parts.watchers.latest(entry.id, "progress")
+    # The engine records the end before it says so.
+    progress = None if entry.ended else parts.watchers.latest(entry.id, "progress")
     left_out = ("type", "task_id", "status", "position")
     return {
         "task_id": entry.id,
