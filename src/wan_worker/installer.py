@@ -9,7 +9,6 @@ it does not outlive the server.
 Not covered: which models may be asked for (downloads).
 """
 
-import logging
 import os
 import sys
 import threading
@@ -76,7 +75,4 @@ def _end_with_the_server() -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(code)  # a thread waits at standard input, which Python would trip over at its end
+    sys.exit(main())
