@@ -408,12 +408,11 @@ def test_there_is_a_scheduler_for_every_solver_of_the_schema() -> None:
 def test_a_scheduler_takes_our_arguments_and_the_shift_has_its_effect(
     solver: str, flow_shift: float
 ) -> None:
-
     made = scheduler(planned(solver, flow_shift))
     assert SCHEDULERS[solver] in [cls.__name__ for cls in type(made).__mro__]
     calls = keywords_of_calls("solver", SCHEDULERS[solver])
     passed = set().union(*calls) | (
-        keys_of_dicts("solver", "of_diffusers", "flow") if solver != "euler" else set()
+        keys_of_dicts("solver", "_flow", "flow") if solver != "euler" else set()
     )
     assert {"num_train_timesteps", "shift" if solver == "euler" else "flow_shift"} <= passed
     assert passed <= parameters(type(made).__init__)

@@ -33,6 +33,8 @@ class Gate:
     """Verdicts on kernels; for one thread at a time (the GPU lock)."""
 
     _problems: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _given: bool = False
+    """Some transformer of this process has had a kernel chosen."""
 
     def use(self, pipeline: Any, plan: Plan) -> Plan:
         """Let the transformers use the first of the plan's kernels that is right.
@@ -42,7 +44,8 @@ class Gate:
         """
         expert = pipeline.transformer
         if plan.exact.attention == (NATIVE,):
-            _use(pipeline, NATIVE)  # another job may have left it another one
+            if self._given:  # a job before may have left it another one
+                _use(pipeline, NATIVE)
             return plan
         count = tokens(plan.segments[0] if plan.segments else plan)
         case = (expert.config.attention_head_dim, expert.dtype, count, plan.device)
@@ -52,6 +55,7 @@ class Gate:
             if not problem:
                 break
             left.append(f"{SAID.get(name, name)} {problem}")
+        self._given = True
         _use(pipeline, name)
         said = f"attention: {SAID.get(name, name)}"
         said += "" if name == NATIVE else ", right on this GPU within its rounding"

@@ -9,6 +9,7 @@ source. Not covered: where weights are on disk (weights), which model a job take
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
@@ -346,6 +347,7 @@ def stored_bytes(names: list[str]) -> int:
     return sum(component.stored_bytes for component in components_of(names))
 
 
+@cache
 def repositories_of(component: Component) -> tuple[str, ...]:
     """Every Hub repository that holds a copy of the component, the store's own source first."""
     holders = [m.repository for m in MODELS.values() if component in m.components]

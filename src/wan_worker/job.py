@@ -162,7 +162,7 @@ def _serve(
                 worker.ffmpeg,
                 folder,
             )
-            expected = workers.estimated(asked, planned, worker)
+            expected = workers.estimated(asked, planned, worker, here)
             control.expect(expected)
             hardware.forget_gpu_peak(worker.hardware)
             planned = clips.make(planned, pictures, studio, made, control)

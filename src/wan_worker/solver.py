@@ -11,9 +11,7 @@ def scheduler(plan: Plan) -> Any:
 
     The same steps as ``of_diffusers`` takes, in which the host never waits for the GPU (ahead).
     """
-    made = of_diffusers(plan)
-    if plan.solver == "unipc":
-        made = ahead.unipc().from_config(made.config)
+    made = ahead.unipc()(**_flow(plan)) if plan.solver == "unipc" else of_diffusers(plan)
     if plan.acceleration == "turbo" and plan.solver == turbo.SOLVER:
         _step_evenly(made)
     if plan.steps_taken < plan.num_inference_steps:
@@ -37,19 +35,23 @@ def of_diffusers(plan: Plan) -> Any:
         UniPCMultistepScheduler,
     )
 
+    if plan.solver == "unipc":
+        return UniPCMultistepScheduler(**_flow(plan))
+    if plan.solver == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
+    if plan.solver == "dpm++":
+        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **_flow(plan))
+    raise ValueError(f"unknown solver {plan.solver}")
+
+
+def _flow(plan: Plan) -> dict[str, Any]:
     flow = {
         "prediction_type": "flow_prediction",
         "use_flow_sigmas": True,
         "flow_shift": plan.flow_shift,
         "num_train_timesteps": 1000,
     }
-    if plan.solver == "unipc":
-        return UniPCMultistepScheduler(**flow)
-    if plan.solver == "euler":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
-    if plan.solver == "dpm++":
-        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
-    raise ValueError(f"unknown solver {plan.solver}")
+    return flow
 
 
 def _step_evenly(scheduler: Any) -> None:

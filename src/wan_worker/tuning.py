@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -105,7 +106,7 @@ class Tuning:
 
     def known(self, hardware: Hardware) -> Hardware:
         """The machine with what was measured on it."""
-        return replace(hardware, tuned=self.measured(hardware.name, version("torch")))
+        return replace(hardware, tuned=self.measured(hardware.name, _torch()))
 
     def measured(self, machine: str, torch: str) -> dict[str, Tuned]:
         """What is in force on a machine with a version of torch, by model."""
@@ -138,6 +139,12 @@ class Tuning:
         partial.write_text(body + "\n", "utf-8")
         partial.replace(self._path)
         self._calibrations, self._seen = calibrations, self._path.stat().st_mtime_ns
+
+
+@cache
+def _torch() -> str:
+    """Its version, as installed: reading that takes a millisecond."""
+    return version("torch")
 
 
 def _parsed(given: Mapping[str, Any]) -> Calibration:
