@@ -67,6 +67,12 @@ def figures_table() -> str:
             "startup.py",
         ),
         (
+            "a job whose status is asked for 200 times a second, on two cores, against left alone",
+            f"{times(read('polling')['watched_to_alone'])}, median of {read('polling')['rounds']}",
+            "1.05",
+            "polling.py",
+        ),
+        (
             "a rejected job",
             f"{start['rejected_job_ms']:.1f} ms, torch "
             f"{'imported' if start['rejection_imported_torch'] else 'not imported'}",
