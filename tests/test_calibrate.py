@@ -1,5 +1,6 @@
 """A machine is measured by an operator's order, and the plans that follow take what won."""
 
+import os
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_a_cpu_is_tried_with_fewer_and_fewer_threads(cores: int, expected: list[
     usual, *others = calibrate.ways(CPU, cores)
     assert usual == Tuned()
     assert [way.threads for way in others] == expected
+
+
+def test_a_machine_that_tells_no_affinity_has_all_its_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert calibrate.cores() == 6
 
 
 def test_a_gpu_is_tried_with_each_kernel_that_it_may_have() -> None:

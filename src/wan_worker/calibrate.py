@@ -73,6 +73,13 @@ def ways(hardware: Hardware, cores: int) -> tuple[Tuned, ...]:
     return (Tuned(), *(Tuned(kernel=name) for name in kernels.candidates(hardware)))
 
 
+def cores() -> int:
+    """That this process may use, where the system tells (macOS does not); else all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def clip_for(model: Model, hardware: Hardware, tiny: bool) -> Clip:
     """Large enough to tell, small enough to be made a dozen times."""
     if hardware.device == "cpu":
@@ -99,7 +106,7 @@ def run(
     machine = worker.hardware
     here = workers.installed(worker).get(model_id)
     clip = clip_for(model, machine, tiny=here is not None and here.tiny)
-    tried = ways(machine, len(os.sched_getaffinity(0)))
+    tried = ways(machine, cores())
     seconds: dict[Tuned, list[float]] = {way: [] for way in tried}
     total = (ROUNDS + 1) * len(tried)
     for index in range(total):

@@ -4,8 +4,8 @@ Pure. Work that nobody has measured here is assumed to take a fixed time and a t
 what the machine is. What was measured corrects that as a whole: by measured over assumed, the
 median of the three samples nearest in size among the last ones of the same kind of work, else of
 the same kind on another model. So one job is enough to learn from, an odd one changes little, and
-both the fixed part and the part that grows with the size stay in it. (benchmarks/estimates.py; a
-line fitted through the samples came less true on unseen sizes.)
+both the fixed part and the part that grows with the size stay in it. How true that comes is
+measured by benchmarks/estimates.py.
 
 A job's own pace, once it has one, corrects what is left of it.
 Not covered: what work there is (work), keeping the samples (record).
