@@ -47,10 +47,11 @@ def router(parts: Parts) -> APIRouter:
         A dozen small clips are made between the jobs. Jobs take what won from then on, and say so
         in their plan; nothing else changes.
         """
+        model = await _installed(None if order is None else order.model, parts)
+        # Looked at last: from here to the order nobody else's comes between.
         running = parts.dispatcher.calibrations.running
         if running is not None:
             raise Refusal(409, "CONFLICT", f"{running.model} is being measured; wait, or undo it")
-        model = await _installed(None if order is None else order.model, parts)
         try:
             parts.dispatcher.measure(model)
         except NotReady:

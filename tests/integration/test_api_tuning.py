@@ -1,6 +1,7 @@
 """A server is measured over HTTP: what won is taken, said, and undone."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_a_model_is_measured_between_jobs_and_it_can_be_undone(api: HttpApi) -> 
     assert not [reason for reason in reasons if reason.startswith("threads:")]
     none = api.call("DELETE", OPTIMIZE)
     assert (none.status, none.error["code"]) == (409, "CONFLICT")
+
+
+def test_of_orders_that_come_together_one_is_taken(api: HttpApi) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        orders = list(threads.map(lambda _: api.call("POST", OPTIMIZE, {"model": MODEL}), range(6)))
+    assert sorted(order.status for order in orders) == [202, 409, 409, 409, 409, 409]
+    assert api.call("DELETE", OPTIMIZE).status == 200
+    assert ended(api)["status"] == "canceled"
 
 
 def test_measuring_can_be_stopped_and_leaves_nothing(api: HttpApi) -> None:
