@@ -195,7 +195,7 @@ def measured(asked: list[dict[str, Any]], models: Path, clock: Clock) -> dict[st
         "jobs": len(whole),
         "seconds_of_a_job": [round(min(seconds), 2), round(max(seconds), 2)],
         "load_average": rounds.about()["load_average"],
-        "before_by_jobs_learned": before(whole, worker.hardware, random.Random(7)),
+        "before_by_jobs_learned": before(whole, worker.hardware, random.Random(2026)),
         "as_answered_after_8": spread([abs(job.error) for job in whole[8:]]),
         "left_by_share_passed": while_it_runs(whole[8:]),
         "one_job_repeated": spread([abs(seconds - middle) / middle for seconds in taken]),
@@ -208,7 +208,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=60)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    asked = requests(options.jobs, random.Random(7))
+    asked = requests(options.jobs, random.Random(2026))
     with tempfile.TemporaryDirectory() as folder:
         tiny.write(Path(folder), MODELS)
         found = {name: measured(asked, Path(folder), clock) for name, clock in CLOCKS.items()}
