@@ -43,10 +43,8 @@ DECODES = {
     "fp32, no TF32": {"tf32": False},
     "fp32": {},
     "fp32, cudnn.benchmark": {"benchmark": True},
-    "fp32, channels last": {"channels_last": True},
     "bf16": {"how": "bf16"},
     "bf16, cudnn.benchmark": {"how": "bf16", "benchmark": True},
-    "bf16, channels last": {"how": "bf16", "channels_last": True},
     "tiled": {"how": "tiled"},
 }
 """Rows of the decoder; the first, strictly fp32, is what the others are compared with. torch lets
@@ -204,15 +202,10 @@ def _decoding(vae: Any, given: dict[str, Any]) -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     torch.backends.cudnn.allow_tf32 = given.get("tf32", True)
     torch.backends.cudnn.benchmark = given.get("benchmark", False)
-    convolutions = [m for m in vae.decoder.modules() if isinstance(m, torch.nn.Conv3d)]
-    for convolution in convolutions if given.get("channels_last") else ():
-        convolution.to(memory_format=torch.channels_last_3d)
     try:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
-        for convolution in convolutions:
-            convolution.to(memory_format=torch.contiguous_format)
 
 
 def main(arguments: list[str] | None = None) -> int:

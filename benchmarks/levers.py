@@ -3,9 +3,10 @@
     python benchmarks/levers.py [--json benchmarks/levers.json]
 
 Two blocks of the 1.3B in fp32 with random weights, one thread, the tokens of an 832x480 image and
-of one a quarter as large. Ways alternate; a figure is the ratio of medians, of the processor's
-seconds and not of the clock's: others may be at work. A CPU says whether a way computes less; what
-it saves on a GPU, where launching kernels and filling the card decide, is gpu_levers.py's to show.
+of one a quarter as large; and both VAEs' decoders, over five small pictures. Ways alternate; a
+figure is the ratio of medians, of the processor's seconds and not of the clock's: others may be at
+work. A CPU says whether a way computes less; what it saves on a GPU, where launching kernels and
+filling the card decide, is gpu_levers.py's to show.
 """
 
 import argparse
@@ -60,6 +61,18 @@ def measure(model: Any, latents: tuple[int, int], count: int) -> dict[str, Any]:
     def in_turn(module: Any) -> Any:
         return torch.cat([forward(module, 1, text[None]) for text in texts])
 
+    ways = {
+        "stock": lambda: in_turn(model),
+        "together": lambda: forward(model, 2, texts),
+        "fused": lambda: in_turn(fused),
+    }
+    return {"tokens": latents[0] * latents[1] // 4} | compare(ways, count)
+
+
+def compare(ways: dict[str, Callable[[], Any]], count: int) -> dict[str, Any]:
+    """Processor's seconds and results of each way, against those of ``stock``."""
+    import torch
+
     made: dict[str, Any] = {}
 
     def clocked(name: str, run: Callable[[], Any]) -> Callable[[], rounds.Seconds]:
@@ -71,25 +84,54 @@ def measure(model: Any, latents: tuple[int, int], count: int) -> dict[str, Any]:
 
         return once
 
-    ways = {
-        "stock": clocked("stock", lambda: in_turn(model)),
-        "together": clocked("together", lambda: forward(model, 2, texts)),
-        "fused": clocked("fused", lambda: in_turn(fused)),
-    }
+    timed = {name: clocked(name, run) for name, run in ways.items()}
     found = {way: rounds.medians(all_)["seconds"] for way, all_ in
-             rounds.alternate(ways, count).items()}  # fmt: skip
+             rounds.alternate(timed, count).items()}  # fmt: skip
     scale = made["stock"].abs().max()
+    others = [way for way in ways if way != "stock"]
     return {
-        "tokens": latents[0] * latents[1] // 4,
         "seconds": found,
-        "to_stock": {way: round(found[way] / found["stock"], 3) for way in ("together", "fused")},
+        "to_stock": {way: round(found[way] / found["stock"], 3) for way in others},
         "largest_difference": {
             way: float(f"{float((made[way] - made['stock']).abs().max() / scale):.1e}")
-            for way in ("together", "fused")
+            for way in others
         },
-        "equal_to_the_bit": {
-            way: torch.equal(made[way], made["stock"]) for way in ("together", "fused")
-        },
+        "equal_to_the_bit": {way: torch.equal(made[way], made["stock"]) for way in others},
+    }
+
+
+def decoders(count: int, toy: bool) -> dict[str, Any]:
+    """Two latent frames through a VAE's decoder: by ``vae.decode`` and frame by frame."""
+    import torch
+    from benchmarks.memory_model import vae_of
+    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    from wan_worker import decoder
+    from wan_worker.catalog import MODELS
+
+    def measured(vae: Any, latents: tuple[int, int]) -> dict[str, Any]:
+        z = torch.randn(1, vae.config.z_dim, 2, *latents)
+
+        def ours() -> Any:
+            past: decoder.Past = {}
+            given = vae.post_quant_conv(z)
+            made = []
+            for index in range(2):
+                made += decoder.pictures(vae.decoder, given[:, :, index], past)
+            pixels = torch.stack(made, dim=2)
+            if vae.config.patch_size is not None:
+                pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+            return pixels.clamp(-1, 1)
+
+        ways = {"stock": lambda: vae.decode(z, return_dict=False)[0], "ours": ours}
+        return {"latents": list(latents)} | compare(ways, count)
+
+    if toy:
+        return {"toy": measured(AutoencoderKLWan(base_dim=8, z_dim=4).eval(), (4, 6))}
+    return {
+        "Wan 2.1's": measured(vae_of(MODELS["wan2.1-t2v-1.3b"]).eval(), (20, 26)),
+        "Wan 2.2's (5B)": measured(vae_of(MODELS["wan2.2-ti2v-5b"]).eval(), (10, 14)),
     }
 
 
@@ -175,6 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
             "14B": between_products(40, 13824),
         },
         "extra_weights_when_fused": round(extra_weights(model), 3),
+        "decoders": decoders(options.rounds, options.toy),
         "images": {size: measure(model, found, options.rounds) for size, found in sizes.items()},
     }
     path = options.json or Path(__file__).with_suffix(".json")

@@ -248,6 +248,14 @@ def levers_table() -> str:
     return "\n".join(lines)
 
 
+def decoders_table() -> str:
+    """The decoder frame by frame, against ``vae.decode``."""
+    lines = ["| decoder, at full width | of `vae.decode`'s time |", "|---|---|"]
+    for name, found in read("levers")["decoders"].items():
+        lines.append(f"| {name} | {found['to_stock']['ours']:.2f} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "figures": figures_table,
     "stages": stages_table,
@@ -258,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "roofline": roofline_table,
     "peaks": peaks_table,
     "levers": levers_table,
+    "decoders": decoders_table,
 }
 """The places in performance.md."""
 

@@ -34,6 +34,7 @@ GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py
 SOLVER = "src/wan_worker/solver.py"
 CONDITIONS = "src/wan_worker/conditions.py"
 PREVIEWS, GUIDANCE = "src/wan_worker/previews.py", "src/wan_worker/guidance.py"
+DECODER = "src/wan_worker/decoder.py"
 AHEAD = "src/wan_worker/ahead.py"
 MEANING, MODELS = "tests/test_meaning.py", "tests/test_models.py"
 
@@ -78,16 +79,30 @@ MUTANTS = (
     Mutant(
         "frame order within a chunk",
         GENERATE,
-        "yield pixels[0].permute(1, 2, 3, 0)",
-        "yield pixels[0].permute(1, 2, 3, 0).flip(0)",
+        "yield torch.cat(chunk)",
+        "yield torch.cat(chunk[::-1])",
         "tests/test_generate.py::test_decoding_frame_by_frame_equals_the_vaes_own_decode",
     ),
     Mutant(
         "channel order",
         GENERATE,
-        "yield pixels[0].permute(1, 2, 3, 0)",
-        "yield pixels[0].permute(1, 2, 3, 0).flip(3)",
+        "return pixels[0].permute(1, 2, 3, 0)",
+        "return pixels[0].permute(1, 2, 3, 0).flip(3)",
         f"{MEANING}::test_the_prompt_is_followed",
+    ),
+    Mutant(
+        "decoder forgets a frame too early",
+        DECODER,
+        "past[layer] = frames[1 - reach :]",
+        "past[layer] = frames[2 - reach :]",
+        "tests/test_decoder.py::test_the_pictures_are_diffusers_own",
+    ),
+    Mutant(
+        "the two frames of one swapped",
+        DECODER,
+        "(level + 1, larger.pop())",
+        "(level + 1, larger.pop(0))",
+        "tests/test_decoder.py::test_the_pictures_are_diffusers_own",
     ),
     Mutant(
         "shift ignored",

@@ -537,8 +537,8 @@ def test_a_gpu_that_no_layout_fits_is_refused_with_what_it_takes() -> None:
 
 
 def test_a_larger_job_takes_another_layout() -> None:
-    assert make(size="832x480", hardware=gpu(24)).placement == "resident"
-    assert make(size="1280x720", hardware=gpu(24)).placement != "resident"
+    assert make(size="832x480", hardware=gpu(20)).placement == "resident"
+    assert make(size="1280x720", hardware=gpu(16)).placement != "resident"
 
 
 def test_the_requests_precision_wins_over_the_operators() -> None:

@@ -131,12 +131,12 @@ def remembered_bytes(model: Model, job: Job) -> int:
 
 
 def decode_bytes(model: Model, pixels: int, decode: Decode) -> int:
-    """One latent frame through the decoder, with the features that it keeps for the next one.
+    """One frame through the decoder, with two frames that each convolution keeps for the next one.
 
-    Half of it is that cache (9,458 bytes per pixel in fp32, of Wan 2.1's VAE), which does not grow
-    with the number of frames.
+    Most of it is those (9,458 bytes per pixel in fp32, of Wan 2.1's VAE); they do not grow with the
+    number of frames.
     """
-    per_pixel = 21_600 if VAE_2_2 in model.components else 19_500
+    per_pixel = 10_100 if VAE_2_2 in model.components else 12_100
     if decode == "tiled":
         pixels = min(pixels, TILE * TILE)
     # More than half in bf16: upsampling goes through fp32.

@@ -27,6 +27,7 @@ from wan_worker import (
 )
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
+from wan_worker.decoder import Past, pictures
 from wan_worker.embeddings import Embeddings, Key
 from wan_worker.errors import GenerationFailed
 from wan_worker.plan import Plan
@@ -252,7 +253,6 @@ def _chunks(
     vae: Any, parts: tuple[Any, ...], latents: "torch.Tensor"
 ) -> Generator[tuple["torch.Tensor", "torch.Tensor"], None, None]:
     import torch
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 
     post_quant_conv, decoder = parts
     config, weight = vae.config, next(decoder.parameters())
@@ -260,21 +260,27 @@ def _chunks(
     shape = (1, config.z_dim, 1, 1, 1)
     mean = torch.tensor(config.latents_mean, device=device).view(shape)
     std = torch.tensor(config.latents_std, device=device).view(shape)
-    features = [None] * sum(isinstance(m, WanCausalConv3d) for m in decoder.modules())
+    past: Past = {}
     for index in range(latents.shape[2]):
         with torch.no_grad():
             z = latents[:, :, index : index + 1].to(device, torch.float32) * std + mean
-            pixels = decoder(
-                post_quant_conv(z.to(dtype)),
-                feat_cache=features,
-                feat_idx=[0],
-                first_chunk=index == 0,
-            )
-            if config.patch_size is not None:
-                pixels = unpatchify(pixels, patch_size=config.patch_size)
-            finite = torch.isfinite(pixels).all()
-            # -1..1 to 0..255, rounded to nearest: [1, 3, n, h, w] to [n, h, w, 3].
-            pixels = pixels.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
-            # Interleaved where it was made: a GPU does it in no time, the CPU would take longer
-            # over it than the copy to it.
-            yield pixels[0].permute(1, 2, 3, 0).contiguous(), finite
+            z = post_quant_conv(z.to(dtype)).squeeze(2)
+            made = [_pixels(vae, picture) for picture in pictures(decoder, z, past)]
+            chunk, finite = zip(*made, strict=True)
+            yield torch.cat(chunk), torch.stack(finite).all()
+
+
+def _pixels(vae: Any, picture: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """A decoded picture [1, c, h, w] as uint8 [1, height, width, 3]. Was it finite?"""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    pixels = picture.unsqueeze(2)
+    if vae.config.patch_size is not None:
+        pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+    finite = torch.isfinite(pixels).all()
+    # -1..1 to 0..255, rounded to nearest.
+    pixels = pixels.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+    # Interleaved where it was made: a GPU does it in no time, the CPU would take longer over it
+    # than the copy to it.
+    return pixels[0].permute(1, 2, 3, 0).contiguous(), finite
