@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -149,11 +150,24 @@ def decode(model: Model, size: tuple[int, int], how: str) -> int:
 
 
 def encode(model: Model, size: tuple[int, int], frames: int, tiled: bool) -> int:
-    """The conditioning video: VACE's call holds the video, its mask and both halves meanwhile."""
+    """The conditioning video: VACE's call holds the video, its mask and both halves meanwhile.
+
+    As if no two frames were alike: then most is remembered.
+    """
+    from wan_worker import encoder
+
+    def different(clip: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield from (encoder.channels_last(frame) for frame in clip.unbind(dim=2))
+
     frames = 1 if model.expand_timesteps else frames
-    with fake(lambda: vae_of(model), torch.float32) as vae:
+    with (
+        fake(lambda: vae_of(model), torch.float32) as vae,
+        patch.object(encoder, "_frames", different),
+        encoder.frame_by_frame(vae),
+    ):
         if tiled:
             vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
+        vae.encode(torch.empty(1, 3, min(frames, 5), 512, 512))  # lays the weights out anew
         with Live(vae) as live:
             held = [torch.empty(1, 3, frames, size[1], size[0])]
             if model.image_pipeline == "WanVACEPipeline":

@@ -34,7 +34,7 @@ GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py
 SOLVER = "src/wan_worker/solver.py"
 CONDITIONS = "src/wan_worker/conditions.py"
 PREVIEWS, GUIDANCE = "src/wan_worker/previews.py", "src/wan_worker/guidance.py"
-DECODER = "src/wan_worker/decoder.py"
+CAUSAL, DECODER = "src/wan_worker/causal.py", "src/wan_worker/decoder.py"
 AHEAD = "src/wan_worker/ahead.py"
 MEANING, MODELS = "tests/test_meaning.py", "tests/test_models.py"
 
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     Mutant(
         "decoder forgets a frame too early",
-        DECODER,
+        CAUSAL,
         "past[layer] = frames[1 - reach :]",
         "past[layer] = frames[2 - reach :]",
         "tests/test_decoder.py::test_the_pictures_are_diffusers_own",

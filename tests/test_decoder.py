@@ -12,9 +12,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wan_worker.decoder import Past, pictures
+from wan_worker.causal import Past
+from wan_worker.decoder import pictures
 
-WAN_2_1 = {"base_dim": 8, "z_dim": 4}
+WAN_2_1: dict[str, Any] = {"base_dim": 8, "z_dim": 4}
 WAN_2_2 = WAN_2_1 | {
     "decoder_base_dim": 12,
     "in_channels": 12,
@@ -28,14 +29,16 @@ WAN_2_2 = WAN_2_1 | {
 
 @pytest.fixture(params=[WAN_2_1, WAN_2_2], ids=["2.1", "2.2"])
 def vae(request: pytest.FixtureRequest) -> Any:
+    return small(request.param)
+
+
+def small(config: dict[str, Any]) -> Any:
+    """A VAE of random weights, of which none is zero or one."""
     torch.manual_seed(0)
-    z_dim = request.param["z_dim"]
-    made = AutoencoderKLWan(
-        **request.param, latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim
-    ).eval()
+    z_dim = config["z_dim"]
+    made = AutoencoderKLWan(**config, latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim).eval()
     with torch.no_grad():
         for name, weight in made.named_parameters():
-            # New norms are ones and new biases small: neither would be missed.
             if "gamma" in name or "bias" in name:
                 weight.uniform_(-1, 1)
     return made

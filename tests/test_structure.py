@@ -76,6 +76,8 @@ ORDER = [
         "conditions",
         "tiles",
         "crossing",
+        "causal",
+        "encoder",
         "decoder",
         "previews",
         "generate",

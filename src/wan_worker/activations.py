@@ -144,15 +144,16 @@ def decode_bytes(model: Model, pixels: int, decode: Decode) -> int:
 
 
 def encode_bytes(model: Model, job: Job, tiled: bool) -> int:
-    """The conditioning video through the encoder in fp32, four frames at a time."""
+    """The conditioning video through the encoder in fp32: a frame at a time; a tile's by fours."""
     if not job.has_image:
         return 0
-    if model.expand_timesteps:  # only the picture itself is encoded
-        return 2_000 * (min(job.pixels, TILE * TILE) if tiled else job.pixels) + _SMALL_TENSORS
     worked_on = min(job.pixels, TILE * TILE) if tiled else job.pixels
+    if model.expand_timesteps:  # only the picture itself is encoded
+        return 2_100 * worked_on + _SMALL_TENSORS
     # The video itself and its latents; VACE keeps it, its mask and both masked halves.
     per_frame = 12.5 + (48 if SHAPES[model.id].vace_layers else 0)
-    return int(14_100 * worked_on + per_frame * job.frames * job.pixels) + _SMALL_TENSORS
+    per_pixel = 14_100 if tiled else 10_200
+    return int(per_pixel * worked_on + per_frame * job.frames * job.pixels) + _SMALL_TENSORS
 
 
 def adapter_bytes(model: Model) -> int:

@@ -20,6 +20,7 @@ from wan_worker import (
     compiling,
     conditions,
     crossing,
+    encoder,
     guidance,
     previews,
     remember,
@@ -27,7 +28,8 @@ from wan_worker import (
 )
 from wan_worker.activations import Decode
 from wan_worker.catalog import MAX_PROMPT_TOKENS
-from wan_worker.decoder import Past, pictures
+from wan_worker.causal import Past
+from wan_worker.decoder import pictures
 from wan_worker.embeddings import Embeddings, Key
 from wan_worker.errors import GenerationFailed
 from wan_worker.plan import Plan
@@ -136,6 +138,7 @@ def denoise(
         # generator for each output, so that it means the same in every batch.
         generators = [torch.Generator("cpu").manual_seed(output.seed) for output in plan.outputs]
         with (
+            encoder.frame_by_frame(pipeline.vae),
             ahead.timesteps(pipeline),
             remember.prompt_work(pipeline, plan),
             residuals.reused(pipeline, plan),

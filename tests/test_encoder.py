@@ -1,0 +1,153 @@
+"""Our way through the encoder against diffusers' own, on both of Wan's VAEs made small."""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_decoder import WAN_2_1, WAN_2_2, small
+from wan_worker import encoder
+
+
+@pytest.fixture(params=[WAN_2_1, WAN_2_2], ids=["2.1", "2.2"])
+def vae(request: pytest.FixtureRequest) -> Any:
+    return small(request.param).double()
+
+
+def clip(frames: int, kind: str = "moving") -> torch.Tensor:
+    """[1, 3, frames, 32, 48] from -1 to 1."""
+    generator = torch.Generator().manual_seed(frames)
+    made = torch.rand(1, 3, frames, 32, 48, generator=generator, dtype=torch.float64) * 2 - 1
+    if kind == "picture, then grey":
+        made[:, :, 1:] = 0
+    if kind == "picture, grey, picture":
+        made[:, :, 1:-1] = 0
+    if kind == "grey":
+        made[:] = 0
+    if kind == "still, then moving":
+        made[:, :, : frames // 2] = made[:, :, :1]
+    return made
+
+
+@torch.no_grad()
+def theirs(vae: Any, given: torch.Tensor) -> torch.Tensor:
+    made: torch.Tensor = vae._encode(given)
+    return made
+
+
+@torch.no_grad()
+def ours(vae: Any, given: torch.Tensor) -> torch.Tensor:
+    return encoder.moments(vae, given)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 17])
+def test_a_moving_clips_latents_are_diffusers_own(vae: Any, frames: int) -> None:
+    expected = theirs(vae, clip(frames))
+    made = ours(vae, clip(frames))
+    assert expected.std() > 0.01
+    assert made.shape == expected.shape == (1, 8, (frames - 1) // 4 + 1, *expected.shape[3:])
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kind", ["picture, then grey", "picture, grey, picture", "grey", "still, then moving"]
+)
+def test_a_clip_with_frames_alike_has_diffusers_latents(vae: Any, kind: str) -> None:
+    """Long enough that the first levels stop working before its end, and begin again."""
+    given = clip(65, kind)
+    torch.testing.assert_close(ours(vae, given), theirs(vae, given), rtol=0, atol=1e-12)
+
+
+def test_a_clip_that_stands_still_to_its_end_settles(vae: Any) -> None:
+    """Over 161 frames even the last layer has seen nothing but grey."""
+    given = clip(161, "picture, then grey")
+    made = ours(vae, given)
+    torch.testing.assert_close(made, theirs(vae, given), rtol=0, atol=1e-12)
+    torch.testing.assert_close(made[:, :, -1], made[:, :, -2], rtol=0, atol=1e-15)
+
+
+def test_what_is_not_made_again_is_equal_to_the_bit(
+    vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, given = vae.float(), clip(41, "picture, then grey").float()
+    expected = ours(vae, given)
+
+    def each_by_itself(clip: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield from (frame.clone() for frame in real(clip))
+
+    real = encoder._frames
+    monkeypatch.setattr(encoder, "_frames", each_by_itself)
+    assert torch.equal(ours(vae, given), expected)
+
+
+def test_the_first_layers_stop_once_all_that_they_see_is_alike(
+    vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    real = encoder.convolved
+
+    def counted(layer: Any, frame: torch.Tensor, past: Any) -> torch.Tensor:
+        calls.append(layer)
+        return real(layer, frame, past)
+
+    monkeypatch.setattr(encoder, "convolved", counted)
+    ours(vae, clip(41, "picture, then grey"))
+    # A picture, then grey as often as the convolution sees it, and once more.
+    assert calls.count(vae.encoder.conv_in) == 1 + 3
+    calls.clear()
+    ours(vae, clip(41))
+    assert calls.count(vae.encoder.conv_in) == 41
+
+
+def test_frames_alike_are_one_object() -> None:
+    given = clip(6)
+    given[:, :, 3] = given[:, :, 2]
+    given[:, :, 5] = given[:, :, 2]
+    made = list(encoder._frames(given))
+    assert list(map(operator.is_, made[1:], made)) == [False, False, True, False, False]
+    assert all(torch.equal(frame, given[:, :, i]) for i, frame in enumerate(made))
+
+
+def test_a_batchs_clip_is_encoded_once(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.Tensor] = []
+    real = encoder.moments
+
+    def counted(vae: Any, clip: torch.Tensor) -> torch.Tensor:
+        calls.append(clip)
+        return real(vae, clip)
+
+    monkeypatch.setattr(encoder, "moments", counted)
+    first, second = clip(5), clip(9)
+    with torch.no_grad(), encoder.frame_by_frame(vae):
+        made = [vae.encode(given).latent_dist.mode() for given in (first, first, second, first)]
+    assert [given is first for given in calls] == [True, False, True]
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[3])
+    assert made[2].shape[2] == 3
+
+
+def test_tiles_are_left_to_diffusers(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae.enable_tiling(16, 16, 8, 8)
+    expected = theirs(vae, clip(5))
+    monkeypatch.setattr(encoder, "moments", None)
+    with torch.no_grad(), encoder.frame_by_frame(vae):
+        made = vae.encode(clip(5)).latent_dist.parameters
+    assert torch.equal(made, expected)
+
+
+def test_what_fits_into_a_tile_is_not_tiled(vae: Any) -> None:
+    vae.enable_tiling(64, 64, 32, 32)
+    with torch.no_grad(), encoder.frame_by_frame(vae):
+        made = vae.encode(clip(5)).latent_dist.parameters
+    assert torch.equal(made, ours(vae, clip(5)))
+
+
+def test_the_vae_is_diffusers_own_again_afterwards(vae: Any) -> None:
+    before = vae._encode
+    with pytest.raises(KeyError), encoder.frame_by_frame(vae):
+        assert vae._encode != before
+        raise KeyError
+    assert vae._encode == before
+    assert "_encode" not in vars(vae)
