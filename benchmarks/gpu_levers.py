@@ -4,10 +4,10 @@
     python benchmarks/gpu_levers.py --toy --json /tmp/toy.json    the same rows on a CPU, in seconds
 
 A row is one way: an attention kernel, fused projections, compiled blocks, both branches of guidance
-in one forward, or a type and layout for the decoder; with its seconds, its peak memory, and how far
-its result is from the first row's of its part. Rows of a part share one loaded pipeline, each is
-warmed up, and the file is written after each: what a run did not get to within ``--budget``
-seconds, the next one adds.
+in one forward, a type for the decoder, or diffusers' way through it; with its seconds, its peak
+memory, and how far its result is from the first row's of its part. Rows of a part share one loaded
+pipeline, each is warmed up, and the file is written after each: what a run did not get to within
+``--budget`` seconds, the next one adds.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from wan_worker.references import References  # noqa: E402
 KERNELS = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "_flash_3", "flash")
 DECODES = {
     "fp32, no TF32": {"tf32": False},
+    "diffusers' own, no TF32": {"tf32": False, "how": "diffusers"},
+    "diffusers' own": {"how": "diffusers"},
     "fp32": {},
     "fp32, cudnn.benchmark": {"benchmark": True},
     "bf16": {"how": "bf16"},
@@ -163,20 +166,19 @@ def _denoise(
 
 def decode_rows(bench: Bench, rows: Rows, pipeline: Any, planned: Plan) -> None:
     """Ways of the decoder, on noise of the clip's shape."""
-    import torch
-
     vae, latents = pipeline.vae, _latents(bench, pipeline, planned)
     part = f"{bench.model_id}: decode"
 
     def row(given: dict[str, Any]) -> Row:
         def run() -> tuple[rounds.Seconds, Any]:
-            with _decoding(vae, given):
+            with _decoding(given):
                 how = given.get("how", "fp32")
-                list(generate.decode(vae, latents[:, :, :3], how))
+                decode = partial(_theirs, vae) if how == "diffusers" else partial(_ours, vae, how)
+                decode(latents[:, :, :3])
                 measured = Stages(bench.machine.device)
                 with measured("decode"):
-                    made = list(generate.decode(vae, latents, how))
-            return measured.seconds, torch.cat([chunk.cpu() for chunk in made])
+                    made = decode(latents)
+            return measured.seconds, made
 
         return run
 
@@ -195,8 +197,29 @@ def _latents(bench: Bench, pipeline: Any, planned: Plan) -> Any:
     return drawn.to(bench.machine.device)
 
 
+def _ours(vae: Any, how: activations.Decode, latents: Any) -> Any:
+    import torch
+
+    return torch.cat(list(generate.decode(vae, latents, how)))
+
+
+def _theirs(vae: Any, latents: Any) -> Any:
+    """``vae.decode`` and rounding, on weights as diffusers lays them out."""
+    import torch
+
+    for layer in vae.decoder.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.weight.data = layer.weight.data.contiguous()
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
+    std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
+    with torch.no_grad():
+        pixels = vae.decode(latents * std + mean, return_dict=False)[0][0]
+    return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu()
+
+
 @contextmanager
-def _decoding(vae: Any, given: dict[str, Any]) -> Iterator[None]:
+def _decoding(given: dict[str, Any]) -> Iterator[None]:
     import torch
 
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark

@@ -3,9 +3,9 @@
     python benchmarks/levers.py [--json benchmarks/levers.json]
 
 Two blocks of the 1.3B in fp32 with random weights, one thread, the tokens of an 832x480 image and
-of one a quarter as large; and both VAEs' decoders, over five small pictures. Ways alternate; a
-figure is the ratio of medians, of the processor's seconds and not of the clock's: others may be at
-work. A CPU says whether a way computes less; what it saves on a GPU, where launching kernels and
+of one a quarter as large; and VAEs' decoders and encoder, on small frames. Ways alternate; a figure
+is the ratio of medians, of the processor's seconds and not of the clock's: others may be at work.
+A CPU says whether a way computes less; what it saves on a GPU, where launching kernels and
 filling the card decide, is gpu_levers.py's to show.
 """
 
@@ -101,30 +101,36 @@ def compare(ways: dict[str, Callable[[], Any]], count: int) -> dict[str, Any]:
 
 
 def decoders(count: int, toy: bool) -> dict[str, Any]:
-    """Two latent frames through a VAE's decoder: by ``vae.decode`` and frame by frame."""
+    """The third latent frame of a clip, as are all that follow, through a VAE's decoder.
+
+    By diffusers' forward with its cache of features, on weights as it lays them out, and by ours.
+    """
     import torch
     from benchmarks.memory_model import vae_of
     from diffusers import AutoencoderKLWan
-    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     from wan_worker import decoder
     from wan_worker.catalog import MODELS
 
     def measured(vae: Any, latents: tuple[int, int]) -> dict[str, Any]:
-        z = torch.randn(1, vae.config.z_dim, 2, *latents)
+        theirs = copy.deepcopy(vae.decoder)
+        z = torch.randn(1, vae.config.z_dim, 3, *latents)
+        features: list[Any] = [None] * len(list(theirs.modules()))
+        past: decoder.Past = {}
 
-        def ours() -> Any:
-            past: decoder.Past = {}
-            given = vae.post_quant_conv(z)
-            made = []
-            for index in range(2):
-                made += decoder.pictures(vae.decoder, given[:, :, index], past)
-            pixels = torch.stack(made, dim=2)
-            if vae.config.patch_size is not None:
-                pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
-            return pixels.clamp(-1, 1)
+        def stock(index: int, features: list[Any]) -> Any:
+            given = z[:, :, index : index + 1]
+            first = index == 0
+            return theirs(given, feat_cache=features, feat_idx=[0], first_chunk=first)
 
-        ways = {"stock": lambda: vae.decode(z, return_dict=False)[0], "ours": ours}
+        def ours(index: int, past: decoder.Past) -> Any:
+            return torch.stack(list(decoder.pictures(vae.decoder, z[:, :, index], past)), dim=2)
+
+        with torch.no_grad():
+            for index in (0, 1):
+                stock(index, features)
+                ours(index, past)
+        ways = {"stock": lambda: stock(2, features.copy()), "ours": lambda: ours(2, past.copy())}
         return {"latents": list(latents)} | compare(ways, count)
 
     if toy:
@@ -133,6 +139,21 @@ def decoders(count: int, toy: bool) -> dict[str, Any]:
         "Wan 2.1's": measured(vae_of(MODELS["wan2.1-t2v-1.3b"]).eval(), (20, 26)),
         "Wan 2.2's (5B)": measured(vae_of(MODELS["wan2.2-ti2v-5b"]).eval(), (10, 14)),
     }
+
+
+def encoders(count: int, toy: bool) -> dict[str, Any]:
+    """What image-to-video conditions on, a picture and grey: by ``vae.encode`` and by ours."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from wan_worker import encoder
+
+    frames, vae = 81, (AutoencoderKLWan(base_dim=8, z_dim=4) if toy else AutoencoderKLWan()).eval()
+    theirs = copy.deepcopy(vae)
+    clip = torch.zeros(1, 3, frames, 48, 64)
+    clip[:, :, 0].uniform_(-1, 1)
+    ways = {"stock": lambda: theirs._encode(clip), "ours": lambda: encoder.moments(vae, clip)}
+    return {"Wan 2.1's": {"frames": frames} | compare(ways, count)}
 
 
 def between_products(heads: int, ffn: int, tokens: int = 32_760) -> dict[str, float]:
@@ -218,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         },
         "extra_weights_when_fused": round(extra_weights(model), 3),
         "decoders": decoders(options.rounds, options.toy),
+        "encoders": encoders(options.rounds, options.toy),
         "images": {size: measure(model, found, options.rounds) for size, found in sizes.items()},
     }
     path = options.json or Path(__file__).with_suffix(".json")

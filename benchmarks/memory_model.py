@@ -8,7 +8,7 @@ adds up the storages that are alive after each operation; the peak, without the 
 stage needs beside them. It is the source of the constants in wan_worker.activations, and the tests
 hold the formulas against the JSON. Each stage runs as the worker runs it: the transformer for one
 branch of guidance with three of its layers (they are alike), VACE's with all; the decoder for three
-latent frames with its feature cache; the encoder over the whole conditioning video.
+latent frames with what it remembers of them; the encoder over the whole conditioning video.
 
 Not counted, since no kernel runs: cuBLAS and cuDNN workspaces, what the allocator rounds up and
 can't reuse, the CUDA context. Not yet measured on a GPU.

@@ -98,6 +98,20 @@ MUTANTS = (
         "tests/test_decoder.py::test_the_pictures_are_diffusers_own",
     ),
     Mutant(
+        "norms reckoned in bf16",
+        CAUSAL,
+        "torch.promote_types(frame.dtype, torch.float32)",
+        "frame.dtype",
+        "tests/test_decoder.py::test_norm_and_silu_in_bf16_round_where_diffusers_rounds",
+    ),
+    Mutant(
+        "a layer of the encoder at rest too early",
+        "src/wan_worker/encoder.py",
+        "run < reach + 2",
+        "run < reach",
+        "tests/test_encoder.py::test_a_clip_with_frames_alike_has_diffusers_latents",
+    ),
+    Mutant(
         "the two frames of one swapped",
         DECODER,
         "(level + 1, larger.pop())",

@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wan_worker.causal import Past
+from wan_worker.causal import Past, activated
 from wan_worker.decoder import pictures
 
 WAN_2_1: dict[str, Any] = {"base_dim": 8, "z_dim": 4}
@@ -90,6 +90,48 @@ def test_in_bf16_they_are_as_near_to_the_truth_as_diffusers_own(vae: Any) -> Non
     off = (ours(half, given.bfloat16()).float() - truth).square().mean()
     stock = (theirs(half, given.bfloat16()).float() - truth).square().mean()
     assert off < 1.2 * stock
+
+
+def test_norm_and_silu_in_bf16_round_where_diffusers_rounds(vae: Any) -> None:
+    block = copy.deepcopy(vae.decoder.up_blocks[0].resnets[0]).to(torch.bfloat16)
+    frame = (torch.randn(1, block.in_dim, 7, 9) * 3).bfloat16()
+    with torch.no_grad():
+        expected = block.nonlinearity(block.norm1(frame.unsqueeze(2))).squeeze(2)
+        assert torch.equal(activated(block.norm1, frame), expected)
+
+
+def test_every_convolution_is_given_frames_with_channels_last(
+    vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, orders = torch.nn.functional.conv2d, []
+
+    def seen(frame: torch.Tensor, kernel: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        if frame.shape[1] > 1:
+            orders.append(frame.is_contiguous(memory_format=torch.channels_last))
+        return real(frame, kernel, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", seen)
+    ours(vae, latents(3))
+    assert len(orders) > 50
+    assert all(orders)
+
+
+def test_a_frame_is_a_picture_before_the_next_one_starts(vae: Any) -> None:
+    past: Past = {}
+    z = latents(2)
+    with torch.no_grad():
+        list(pictures(vae.decoder, z[:, :, 0], past))
+        before = past[vae.decoder.conv_out]
+        made = pictures(vae.decoder, z[:, :, 1], past)
+        next(made)
+        assert len(before) == 1
+        assert past[vae.decoder.conv_out][0] is before[0]
+        # Of the four the next two levels have seen no more than the first needs.
+        last = vae.decoder.up_blocks[-1].resnets[0].conv1
+        assert len(past[last]) == 2
+        first_two = past[last]
+        next(made)
+        assert past[last][0] is first_two[1]
 
 
 def test_diffusers_own_decoder_works_as_before_on_weights_that_we_laid_out(vae: Any) -> None:
@@ -181,7 +223,7 @@ def test_tensors_alive_at_once_are_fewer_than_diffusers(vae: Any) -> None:
                     feat_idx=[0],
                     first_chunk=index == 0,
                 )
-    assert mine.peak < 0.75 * stock.peak
+    assert mine.peak < 0.65 * stock.peak
 
 
 class Alive(TorchDispatchMode):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import memory_model
 
 from wan_worker import activations, memory
 from wan_worker.activations import Job
@@ -263,6 +264,30 @@ def test_a_formula_is_never_under_what_was_counted_and_near_it(entry: dict[str, 
         "decode": activations.decode_bytes(model, job.pixels, entry.get("decode", "fp32")),
     }[entry["stage"]]
     assert entry["bytes"] <= formula <= entry["bytes"] * 1.15 + 300e6
+
+
+@pytest.mark.parametrize(
+    ("model_id", "stage", "how"),
+    [
+        ("wan2.1-t2v-1.3b", "decode", "fp32"),
+        ("wan2.1-t2v-1.3b", "decode", "bf16"),
+        ("wan2.2-ti2v-5b", "decode", "fp32"),
+        ("wan2.1-i2v-14b-480p", "picture", "whole"),
+    ],
+)
+def test_counted_again_a_stage_holds_no_more(model_id: str, stage: str, how: str) -> None:
+    model = MODELS[model_id]
+    (entry, *_) = (
+        one
+        for one in json.loads(COUNTED.read_text())["stages"]
+        if (one["model"], one["stage"], one.get("decode", "whole")) == (model_id, stage, how)
+    )
+    wide, high = (int(side) for side in entry["size"].split("x"))
+    if stage == "decode":
+        found = memory_model.decode(model, (wide, high), how)
+    else:
+        found = memory_model.encode(model, (wide, high), entry["frames"], False)
+    assert found == entry["bytes"]
 
 
 def test_every_model_and_stage_was_counted() -> None:

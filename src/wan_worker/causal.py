@@ -70,10 +70,10 @@ def channels_last(frame: "torch.Tensor") -> "torch.Tensor":
 
 
 def _lay_out(layer: Any) -> None:
-    """Weights [out, in, time, h, w] in memory as [out, h, w, time, in].
+    """Weights [out, in, time, h, w] in memory as [out, h, w, time, in]; nothing the second time.
 
-    ``product`` takes them as [out, time * in, h, w], channels last, without copying.
+    ``product`` takes them as [out, time * in, h, w], channels last, without copying. Their values
+    and shape stay; ``safetensors.save_file`` would want them contiguous.
     """
-    ordered = layer.weight.data.permute(0, 3, 4, 2, 1)
-    if not ordered.is_contiguous():
-        layer.weight.data = ordered.contiguous().permute(0, 4, 3, 1, 2)
+    ordered = layer.weight.data.permute(0, 3, 4, 2, 1).contiguous()
+    layer.weight.data = ordered.permute(0, 4, 3, 1, 2)

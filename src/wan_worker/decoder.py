@@ -20,10 +20,11 @@ def pictures(decoder: Any, latents: "torch.Tensor", past: Past) -> "Iterator[tor
     """The pictures of a clip's next latent frame.
 
     Args:
-        decoder: a WanDecoder3d; its convolutions' weights are laid out anew in memory, once, their
-            values and shapes being as they were.
+        decoder: a WanDecoder3d; its convolutions' weights are laid out anew in memory, their values
+            and shapes being as they were.
         latents: [1, z, h, w].
-        past: of this clip, empty for its first frame; it is filled here.
+        past: of this clip, empty for its first frame; it is filled here, and complete once all
+            pictures have been taken.
 
     Yields:
         [1, c, h * scale, w * scale], before patches are undone: one for the first latent frame,

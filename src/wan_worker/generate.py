@@ -1,12 +1,12 @@
 """Plan and pipeline -> latents -> frames, chunk by chunk.
 
-diffusers' pipeline makes the latents; the decoding is ours, because the stock one keeps every frame
-in fp32 before the first can be written. The causal VAE is decoded one latent frame at a time, and
-each chunk leaves as uint8: memory does not grow with the length of the video.
+diffusers' pipeline makes the latents; the decoding is ours (decoder), because the stock one keeps
+every frame in fp32 before the first can be written. One latent frame is decoded at a time, and its
+pictures leave as uint8: memory does not grow with the length of the video.
 
 Promises: the same plan, image and machine give the same frames, whatever ran before; an output has
 the content that it has alone, to the bit where it is denoised alone (batch_size 1); a cancelled job
-stops within one denoising step; the decoder's hooks and caches are left clean.
+stops within one denoising step; the VAE's hooks and weights are left as they were.
 Not covered: files (encode) and memory faults (job).
 """
 
@@ -212,8 +212,8 @@ def decode(
 ) -> Iterator["torch.Tensor"]:
     """Decode normalised latents one latent frame at a time.
 
-    Computes what ``vae.decode`` computes: its decoder is causal and carries its past in a feature
-    cache, so that a latent frame needs nothing that comes after it.
+    Computes what ``vae.decode`` computes: its decoder is causal, so that a latent frame needs
+    nothing that comes after it (decoder).
 
     Args:
         latents: [1, z, latent_frames, h, w], normalised with the VAE's own mean and std.
