@@ -1,6 +1,7 @@
 """Our way through the encoder against diffusers' own, on both of Wan's VAEs made small."""
 
 import operator
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +127,15 @@ def test_a_batchs_clip_is_encoded_once(vae: Any, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[3])
     assert made[2].shape[2] == 3
+
+
+def test_a_clip_is_not_kept_while_it_is_denoised(vae: Any) -> None:
+    given = clip(5)
+    gone = weakref.ref(given)
+    with torch.no_grad(), encoder.frame_by_frame(vae):
+        vae.encode(given)
+        del given
+        assert gone() is None
 
 
 def test_tiles_are_left_to_diffusers(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ Not covered: tiles (diffusers' own); what is encoded (conditions).
 """
 
 import operator
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,16 +25,18 @@ if TYPE_CHECKING:
 def frame_by_frame(vae: Any) -> Iterator[None]:
     """While this is open ``vae.encode`` encodes as this module does, where it needs no tiles."""
     diffusers_way = vae._encode
-    last: list[tuple[torch.Tensor, torch.Tensor]] = []
+    last: tuple[Callable[[], Any], torch.Tensor] | None = None
 
     def encode(clip: "torch.Tensor") -> "torch.Tensor":
+        nonlocal last
         high, wide = vae.tile_sample_min_height, vae.tile_sample_min_width
         if vae.use_tiling and (clip.shape[3] > high or clip.shape[4] > wide):
             tiled: torch.Tensor = diffusers_way(clip)
             return tiled
-        if not last or last[0][0] is not clip:  # diffusers asks for each output of a batch
-            last[:] = [(clip, moments(vae, clip))]
-        return last[0][1]
+        if last is None or last[0]() is not clip:  # diffusers asks for each output of a batch
+            # The clip itself, gigabytes perhaps, is not kept for that.
+            last = weakref.ref(clip), moments(vae, clip)
+        return last[1]
 
     vae._encode = encode
     try:
