@@ -4,10 +4,10 @@
     python benchmarks/gpu_levers.py --toy --json /tmp/toy.json    the same rows on a CPU, in seconds
 
 A row is one way: an attention kernel, fused projections, compiled blocks, both branches of guidance
-in one forward, a type for the decoder, or diffusers' way through it; with its seconds, its peak
-memory, and how far its result is from the first row's of its part. Rows of a part share one loaded
-pipeline, each is warmed up, and the file is written after each: what a run did not get to within
-``--budget`` seconds, the next one adds.
+in one forward, a type for the decoder, or diffusers' way through the VAE; with its seconds, its
+peak memory, and how far its result is from the first row's of its part. Rows of a part share one
+loaded pipeline, each is warmed up, and the file is written after each: what a run did not get to
+within ``--budget`` seconds, the next one adds.
 """
 
 import argparse
@@ -29,7 +29,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from benchmarks import rounds  # noqa: E402
 from benchmarks.gpu import DEFAULT, Bench, Stages  # noqa: E402
 
-from wan_worker import activations, attention, compiling, generate, hardware, placing  # noqa: E402
+from wan_worker import (  # noqa: E402
+    activations,
+    attention,
+    compiling,
+    encoder,
+    generate,
+    hardware,
+    placing,
+)
 from wan_worker.catalog import MODELS  # noqa: E402
 from wan_worker.compiling import Compiler  # noqa: E402
 from wan_worker.embeddings import Embeddings  # noqa: E402
@@ -186,6 +194,47 @@ def decode_rows(bench: Bench, rows: Rows, pipeline: Any, planned: Plan) -> None:
         rows.add(part, name, row(given))
 
 
+def encode_rows(bench: Bench, rows: Rows, pipeline: Any, planned: Plan) -> None:
+    """Diffusers' encoder and ours: what image-to-video conditions on, and a moving clip."""
+    import torch
+
+    vae, (width, height) = pipeline.vae, planned.generated_size
+    drawn = torch.Generator("cpu").manual_seed(7)
+    moving = torch.rand(1, 3, planned.generated_frames, height, width, generator=drawn) * 2 - 1
+    still = moving.clone()
+    still[:, :, 1:] = 0
+
+    def row(encode: Callable[[Any, Any], Any], clip: Any) -> Row:
+        def run() -> tuple[rounds.Seconds, Any]:
+            given = clip.to(bench.machine.device)
+            with torch.no_grad():
+                encode(vae, given[:, :, :9])
+                measured = Stages(bench.machine.device)
+                with measured("encode"):
+                    made = encode(vae, given)
+            return measured.seconds, made.cpu()
+
+        return run
+
+    for said, clip in (("a picture and grey", still), ("a moving clip", moving)):
+        part = f"{bench.model_id}: encode {said}"
+        rows.add(part, "diffusers' own", row(_encoded_by_diffusers, clip))
+        rows.add(part, "frame by frame", row(encoder.moments, clip))
+
+
+def _encoded_by_diffusers(vae: Any, clip: Any) -> Any:
+    _as_diffusers_lays_them_out(vae.encoder)
+    return vae._encode(clip)
+
+
+def _as_diffusers_lays_them_out(network: Any) -> None:
+    import torch
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.weight.data = layer.weight.data.contiguous()
+
+
 def _latents(bench: Bench, pipeline: Any, planned: Plan) -> Any:
     import torch
 
@@ -207,9 +256,7 @@ def _theirs(vae: Any, latents: Any) -> Any:
     """``vae.decode`` and rounding, on weights as diffusers lays them out."""
     import torch
 
-    for layer in vae.decoder.modules():
-        if isinstance(layer, torch.nn.Conv3d):
-            layer.weight.data = layer.weight.data.contiguous()
+    _as_diffusers_lays_them_out(vae.decoder)
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
@@ -265,6 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
             clip = ((64, 48), 5) if options.toy else (model.default_size, model.native_frames)
             pipeline, planned = denoise_rows(bench, rows, *clip, what="native clip")
             decode_rows(bench, rows, pipeline, planned)
+            if model.image == "required":
+                encode_rows(bench, rows, pipeline, planned)
             del pipeline
             if model.image != "required":
                 image = (64, 48) if options.toy else (832, 480)

@@ -107,7 +107,10 @@ def denoise(model: Model, size: tuple[int, int], frames: int) -> int:
         given["timestep"] = torch.empty((1, tokens) if model.expand_timesteps else (1,))
         latents = torch.empty(1, shape["in_channels"], *grid, **half)
         with Live(transformer) as live:
+            # VACE's call holds its clip to the end.
+            held = torch.empty(1, 3, frames, size[1], size[0]) if "vace_layers" in shape else None
             transformer(latents, return_dict=False, **given)
+            del held
     return live.peak
 
 

@@ -250,15 +250,16 @@ def levers_table() -> str:
 
 def vae_table() -> str:
     """Our ways through the VAE, against diffusers'."""
-    lines = ["| at full width | of diffusers' time |", "|---|---|"]
+    lines = ["| all channels, small frames | of diffusers' time |", "|---|---|"]
     report = read("levers")
     for name, found in report["decoders"].items():
-        lines.append(
-            f"| {name} decoder, four frames amid a clip | {found['to_stock']['ours']:.2f} |"
-        )
-    for name, found in report["encoders"].items():
-        said = f"{name} encoder, a picture and {found['frames'] - 1} grey frames"
+        high, wide = found["latents"]
+        said = f"{name} decoder, four frames amid a clip, of {wide}x{high} latents"
         lines.append(f"| {said} | {found['to_stock']['ours']:.2f} |")
+    for found in report["encoders"]:
+        high, wide = found["latents"]
+        said = f"{found['frames']} frames, {found['clip']}, of {wide}x{high} latents"
+        lines.append(f"| Wan 2.1's encoder, {said} | {found['to_stock']['ours']:.2f} |")
     return "\n".join(lines)
 
 

@@ -112,6 +112,13 @@ MUTANTS = (
         "tests/test_encoder.py::test_a_clip_with_frames_alike_has_diffusers_latents",
     ),
     Mutant(
+        "frames alike in one colour taken for alike",
+        "src/wan_worker/encoder.py",
+        ".all(dim=1)",
+        ".any(dim=1)",
+        "tests/test_encoder.py::test_a_clip_with_frames_alike_has_diffusers_latents",
+    ),
+    Mutant(
         "the two frames of one swapped",
         DECODER,
         "(level + 1, larger.pop())",

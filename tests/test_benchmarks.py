@@ -52,10 +52,29 @@ def test_every_way_is_a_row_and_a_second_run_adds_what_the_first_did_not_get_to(
     assert target.read_text() == before
 
 
+def test_the_encoders_two_ways_are_rows_of_image_to_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", compiling.BACKEND)
+    monkeypatch.setattr(gpu_levers, "decode_rows", lambda *_: None)
+    target = tmp_path / "toy.json"
+    model = "wan2.1-i2v-14b-480p"
+    assert gpu_levers.main(["--toy", "--models", model, "--json", str(target)]) == 0
+    parts = json.loads(target.read_text())["rows"]
+    for said in ("a picture and grey", "a moving clip"):
+        part = parts[f"{model}: encode {said}"]
+        assert set(part) == {"diffusers' own", "frame by frame"}
+        assert part["frame by frame"]["encode"] > 0
+        assert part["frame by frame"]["relative_difference"] < 1e-4
+
+
 def test_ways_are_compared_on_a_cpu_too(tmp_path: Path) -> None:
     target = tmp_path / "toy.json"
     assert levers.main(["--toy", "--rounds", "1", "--json", str(target)]) == 0
-    for image in json.loads(target.read_text())["images"].values():
+    report = json.loads(target.read_text())
+    for found in [*report["decoders"].values(), *report["encoders"]]:
+        assert found["largest_difference"]["ours"] < 1e-4
+    for image in report["images"].values():
         assert image["equal_to_the_bit"]["fused"]
         assert image["largest_difference"]["together"] < 1e-5
     for script in (levers, gpu_levers):

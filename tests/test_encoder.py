@@ -29,6 +29,13 @@ def clip(frames: int, kind: str = "moving") -> torch.Tensor:
         made[:] = 0
     if kind == "still, then moving":
         made[:, :, : frames // 2] = made[:, :, :1]
+    if kind == "left half still":
+        made[..., :24] = made[:, :, :1, :, :24]
+    if kind == "one colour still":
+        made[:, 1] = made[:, 1, :1]
+    if kind == "one pixel moves":
+        made[..., :-1] = made[:, :, :1, :, :-1]
+        made[:, :, :, :-1] = made[:, :, :1, :-1]
     return made
 
 
@@ -53,11 +60,20 @@ def test_a_moving_clips_latents_are_diffusers_own(vae: Any, frames: int) -> None
 
 
 @pytest.mark.parametrize(
-    "kind", ["picture, then grey", "picture, grey, picture", "grey", "still, then moving"]
+    "kind",
+    [
+        *("picture, then grey", "picture, grey, picture", "grey", "still, then moving"),
+        *("left half still", "one colour still", "one pixel moves"),
+    ],
 )
 def test_a_clip_with_frames_alike_has_diffusers_latents(vae: Any, kind: str) -> None:
     """Long enough that the first levels stop working before its end, and begin again."""
     given = clip(65, kind)
+    torch.testing.assert_close(ours(vae, given), theirs(vae, given), rtol=0, atol=1e-12)
+
+
+def test_of_two_clips_together_one_may_stand_still(vae: Any) -> None:
+    given = torch.cat([clip(33, "grey"), clip(33)])
     torch.testing.assert_close(ours(vae, given), theirs(vae, given), rtol=0, atol=1e-12)
 
 
@@ -120,13 +136,14 @@ def test_a_batchs_clip_is_encoded_once(vae: Any, monkeypatch: pytest.MonkeyPatch
         return real(vae, clip)
 
     monkeypatch.setattr(encoder, "moments", counted)
-    first, second = clip(5), clip(9)
+    first, second = clip(5), -clip(5)
     with torch.no_grad(), encoder.frame_by_frame(vae):
         made = [vae.encode(given).latent_dist.mode() for given in (first, first, second, first)]
+        made[1].zero_()  # a caller's own
     assert [given is first for given in calls] == [True, False, True]
-    assert torch.equal(made[0], made[1])
-    assert torch.equal(made[0], made[3])
-    assert made[2].shape[2] == 3
+    expected = [theirs(vae, given)[:, :4] for given in (first, second)]
+    for index, found in ((0, made[0]), (1, made[2]), (0, made[3])):
+        torch.testing.assert_close(found, expected[index], rtol=0, atol=1e-12)
 
 
 def test_a_clip_is_not_kept_while_it_is_denoised(vae: Any) -> None:
@@ -138,8 +155,11 @@ def test_a_clip_is_not_kept_while_it_is_denoised(vae: Any) -> None:
         assert gone() is None
 
 
-def test_tiles_are_left_to_diffusers(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    vae.enable_tiling(16, 16, 8, 8)
+@pytest.mark.parametrize(("high", "wide"), [(16, 16), (16, 48), (32, 16)])
+def test_tiles_are_left_to_diffusers(
+    vae: Any, monkeypatch: pytest.MonkeyPatch, high: int, wide: int
+) -> None:
+    vae.enable_tiling(high, wide, high // 2, wide // 2)
     expected = theirs(vae, clip(5))
     monkeypatch.setattr(encoder, "moments", None)
     with torch.no_grad(), encoder.frame_by_frame(vae):
@@ -147,8 +167,9 @@ def test_tiles_are_left_to_diffusers(vae: Any, monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(made, expected)
 
 
-def test_what_fits_into_a_tile_is_not_tiled(vae: Any) -> None:
-    vae.enable_tiling(64, 64, 32, 32)
+@pytest.mark.parametrize("side", [48, 64])
+def test_what_fits_into_a_tile_is_not_tiled(vae: Any, side: int) -> None:
+    vae.enable_tiling(32, side, 16, 16)
     with torch.no_grad(), encoder.frame_by_frame(vae):
         made = vae.encode(clip(5)).latent_dist.parameters
     assert torch.equal(made, ours(vae, clip(5)))
@@ -160,4 +181,13 @@ def test_the_vae_is_diffusers_own_again_afterwards(vae: Any) -> None:
         assert vae._encode != before
         raise KeyError
     assert vae._encode == before
+    assert "_encode" not in vars(vae)
+
+
+def test_one_within_another_leaves_the_outer_one(vae: Any) -> None:
+    with encoder.frame_by_frame(vae):
+        outer = vae._encode
+        with encoder.frame_by_frame(vae):
+            assert vae._encode is not outer
+        assert vae._encode is outer
     assert "_encode" not in vars(vae)

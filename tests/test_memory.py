@@ -273,6 +273,7 @@ def test_a_formula_is_never_under_what_was_counted_and_near_it(entry: dict[str, 
         ("wan2.1-t2v-1.3b", "decode", "bf16"),
         ("wan2.2-ti2v-5b", "decode", "fp32"),
         ("wan2.1-i2v-14b-480p", "picture", "whole"),
+        ("wan2.2-ti2v-5b", "picture", "whole"),
     ],
 )
 def test_counted_again_a_stage_holds_no_more(model_id: str, stage: str, how: str) -> None:

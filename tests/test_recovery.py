@@ -191,8 +191,8 @@ def test_tiles_that_came_in_the_second_try_are_told(large: Plan) -> None:
 
 def test_the_advice_is_a_smaller_job_or_a_larger_gpu(large: Plan) -> None:
     here = stored(large.model.id)
-    placed = replace(large, layout=Layout("sequential"), size=(1280, 720))
-    assert recovery.advice(placed, here).startswith("832x480 with 81 frames would take")
+    placed = replace(large, layout=Layout("sequential"), size=(1920, 1088))
+    assert recovery.advice(placed, here).startswith("1280x720 with 81 frames would take")
     assert recovery.advice(replace(placed, num_frames=1, size=(64, 64)), here).startswith(
         "a larger"
     )

@@ -107,6 +107,9 @@ def denoise_bytes(model: Model, job: Job) -> int:
     channels = 48 if model.grid == 32 else 16
     # Sample, prediction, the other branch, three of the solver's history, the condition and copies.
     kept = 12 * 4 * channels * latents
+    if shape.vace_layers:
+        # The clip that VACE's call was given, in fp32.
+        kept += 12 * job.frames * job.pixels
     if remembers(model, job):
         kept += remembered_bytes(model, job)
     rows = 2 if job.together else 1
@@ -150,11 +153,11 @@ def encode_bytes(model: Model, job: Job, tiled: bool) -> int:
         return 0
     worked_on = min(job.pixels, TILE * TILE) if tiled else job.pixels
     if model.expand_timesteps:  # only the picture itself is encoded
-        return 2_100 * worked_on + _SMALL_TENSORS
+        return 2_400 * worked_on + _SMALL_TENSORS
     # The video itself and its latents; VACE keeps it, its mask and both masked halves.
     per_frame = 12.5 + (48 if SHAPES[model.id].vace_layers else 0)
     # Whole frames' with an eighth for cuDNN, as above.
-    per_pixel = 14_100 if tiled else 11_500
+    per_pixel = 14_100 if tiled else 11_000
     return int(per_pixel * worked_on + per_frame * job.frames * job.pixels) + _SMALL_TENSORS
 
 

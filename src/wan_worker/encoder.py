@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def frame_by_frame(vae: Any) -> Iterator[None]:
-    """While this is open ``vae.encode`` encodes as this module does, where it needs no tiles."""
-    diffusers_way = vae._encode
+    """While this is open ``vae.encode`` encodes as this module does, where it needs no tiles.
+
+    A clip is taken to be as it was when the very same tensor comes again.
+    """
+    before, diffusers_way = vars(vae).get("_encode"), vae._encode
     last: tuple[Callable[[], Any], torch.Tensor] | None = None
 
     def encode(clip: "torch.Tensor") -> "torch.Tensor":
@@ -36,13 +39,15 @@ def frame_by_frame(vae: Any) -> Iterator[None]:
         if last is None or last[0]() is not clip:  # diffusers asks for each output of a batch
             # The clip itself, gigabytes perhaps, is not kept for that.
             last = weakref.ref(clip), moments(vae, clip)
-        return last[1]
+        return last[1].clone()
 
     vae._encode = encode
     try:
         yield
     finally:
         del vae._encode
+        if before is not None:
+            vae._encode = before
 
 
 def moments(vae: Any, clip: "torch.Tensor") -> "torch.Tensor":
@@ -74,7 +79,7 @@ def _frames(clip: "torch.Tensor") -> "Iterator[torch.Tensor]":
     alike = (clip[:, :, 1:] == clip[:, :, :-1]).all(dim=4).all(dim=3).all(dim=1).all(dim=0)
     frame = channels_last(clip[:, :, 0])
     yield frame
-    for index, same in enumerate(alike.tolist(), 1):
+    for index, same in enumerate(alike.to("cpu").tolist(), 1):
         if not same:
             frame = channels_last(clip[:, :, index])
         yield frame
@@ -176,11 +181,12 @@ class _Way:
         Args:
             reach: how many frames before this one it sees.
         """
-        last, run, made = self.runs.get(layer, ((), 0, None))
+        last, run, made = self.runs.pop(layer, ((), 0, None))
         alike = len(last) == len(given) and all(map(operator.is_, last, given))
         run = run + 1 if alike else 1
         # Alike to one more than it sees: so did the one before.
         if made is None or run < reach + 2:
+            last, made = (), None  # not held while the next is made
             made = make()
         self.runs[layer] = given, run, made
         return made
