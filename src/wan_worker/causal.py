@@ -17,6 +17,7 @@ Past = dict[Any, "tuple[torch.Tensor, ...]"]
 
 
 def residual(block: Any, frame: "torch.Tensor", past: Past) -> "torch.Tensor":
+    """A WanResidualBlock at ``frame``, which joins the past of its convolutions."""
     inner = convolved(block.conv1, activated(block.norm1, frame), past)
     inner = convolved(block.conv2, activated(block.norm2, inner), past)
     if block.in_dim != block.out_dim:
@@ -64,6 +65,7 @@ def product(layer: Any, stacked: "torch.Tensor") -> "torch.Tensor":
 
 
 def channels_last(frame: "torch.Tensor") -> "torch.Tensor":
+    """The same frame, a pixel's channels side by side in memory: all here keep that order."""
     import torch
 
     return frame.contiguous(memory_format=torch.channels_last)

@@ -138,8 +138,10 @@ class _Way:
         if layer.mode == "downsample2d":
             return smaller
         frames = self._gathered(layer, smaller)
-        if frames is None or len(frames) == 1:
-            return None if frames is None else smaller
+        if frames is None:
+            return None
+        if len(frames) == 1:  # a clip's first has no pair: diffusers passes it on as it is
+            return smaller
 
         def halved() -> "torch.Tensor":
             import torch

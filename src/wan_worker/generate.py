@@ -6,7 +6,7 @@ pictures leave as uint8: memory does not grow with the length of the video.
 
 Promises: the same plan, image and machine give the same frames, whatever ran before; an output has
 the content that it has alone, to the bit where it is denoised alone (batch_size 1); a cancelled job
-stops within one denoising step; the VAE's hooks and weights are left as they were.
+stops within one denoising step; the VAE's hooks and its weights' values are left as they were.
 Not covered: files (encode) and memory faults (job).
 """
 
