@@ -32,11 +32,13 @@ FROM libraries AS weights
 # What download_weights.py imports and nothing else: other code changes must not come near this.
 COPY download_weights.py ./
 COPY weights/tiny weights/tiny
-COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py \
-     src/wan_worker/components.py src/wan_worker/turbo.py src/wan_worker/catalog.py \
-     src/wan_worker/tensors.py \
-     src/wan_worker/weights.py src/wan_worker/tiny.py src/wan_worker/rrdbnet.py src/wan_worker/hub.py \
-     src/wan_worker/download.py src/wan_worker/
+COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py src/wan_worker/
+COPY src/wan_worker/catalog/__init__.py src/wan_worker/catalog/components.py \
+     src/wan_worker/catalog/distilled.py src/wan_worker/catalog/models.py src/wan_worker/catalog/
+COPY src/wan_worker/weights/__init__.py src/wan_worker/weights/download.py \
+     src/wan_worker/weights/hub.py src/wan_worker/weights/real_esrgan.py \
+     src/wan_worker/weights/safetensors_file.py src/wan_worker/weights/store.py \
+     src/wan_worker/weights/tiny.py src/wan_worker/weights/
 # Catalog ids, separated by spaces. Empty: no weights in the image (the slim variant).
 ARG MODELS="wan2.1-t2v-1.3b wan2.1-i2v-14b-480p"
 # A Hub repository (ENHANCER_MODEL's): the language model that rewrites prompts. Empty: without one.
@@ -52,7 +54,7 @@ RUN --mount=type=secret,id=HF_TOKEN \
         python download_weights.py ${TINY:+--tiny} --dest /weights \
           ${MODELS:+--models $MODELS} ${ENHANCER:+--enhancer $ENHANCER}; \
     fi \
-    && names="$(PYTHONPATH=src python -c 'from wan_worker.catalog import *; \
+    && names="$(PYTHONPATH=src python -c 'from wan_worker.catalog.models import *; \
 print(*[component.name for component in components_of([*MODELS, *EXTRAS])])')" \
     && for name in $names; do \
       mkdir -p "/layers/$name"; \

@@ -42,6 +42,7 @@ check: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/tables.py --check
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/zizmor --offline --quiet .github
@@ -94,7 +95,7 @@ $(BIN)/.ready: requirements.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-models/.tiny: $(BIN)/.ready src/wan_worker/tiny.py src/wan_worker/catalog.py $(wildcard weights/tiny/*/*)
+models/.tiny: $(BIN)/.ready src/wan_worker/weights/tiny.py src/wan_worker/catalog/models.py $(wildcard weights/tiny/*/*)
 	$(BIN)/python download_weights.py --tiny
 	@touch $@
 

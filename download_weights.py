@@ -8,12 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from wan_worker import download, settings, tiny, weights
-from wan_worker.catalog import EXTRAS, MODELS, components_of, stored_bytes
-from wan_worker.components import ENHANCER, Component, enhancer
+from wan_worker import settings
+from wan_worker.catalog.components import ENHANCER, Component, enhancer
+from wan_worker.catalog.models import EXTRAS, MODELS, components_of, stored_bytes
 from wan_worker.errors import ConfigInvalid, ModelUnavailable, WorkerError
-from wan_worker.hub import Hub
 from wan_worker.settings import Secret
+from wan_worker.weights import download, store, tiny
+from wan_worker.weights.hub import Hub
 
 EXAMPLES = """
 examples:
@@ -53,7 +54,7 @@ def main() -> int:
                 report=print,
                 others=[options.enhancer] if options.enhancer else [],
             )
-        here = weights.installed(options.dest) | weights.extras(options.dest)
+        here = store.installed(options.dest) | store.extras(options.dest)
     except WorkerError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)
         return 1
@@ -67,7 +68,7 @@ def main() -> int:
         print(f"{model_id}: {state}  ({stored_bytes([model_id]) / 1e9:.1f} GB)")
     if everything or options.enhancer:
         chosen = options.enhancer or ENHANCER
-        found = weights.locate(chosen, options.dest)
+        found = store.locate(chosen, options.dest)
         state = "missing" if found is None else "tiny" if found.tiny else "installed"
         print(f"{chosen.repository} (enhancer): {state}  ({chosen.stored_bytes / 1e9:.1f} GB)")
     return 0
@@ -82,7 +83,7 @@ def verify(models_dir: Path, model_ids: list[str] | None, chat: Component | None
     if not chosen:
         raise ModelUnavailable("Nothing is installed here")
     for component in chosen:
-        weights.verify(models_dir, component)
+        store.verify(models_dir, component)
         print(f"{component.name}: whole")
 
 

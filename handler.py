@@ -22,11 +22,12 @@ import runpod
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from wan_worker import doctor, hardware, logs, preload, scratch
+from wan_worker import doctor, logs, preload, scratch
 from wan_worker import job as jobs
 from wan_worker.errors import ConfigInvalid
-from wan_worker.progress import Control, Relay
+from wan_worker.machine import hardware
 from wan_worker.settings import Settings, from_env
+from wan_worker.timing.progress import Control, Relay
 
 log = logging.getLogger("wan_worker.handler")
 

@@ -23,12 +23,16 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from training import data, evaluate  # noqa: E402
+from training import data, evaluate
 
-from wan_worker import generate, hardware, pipelines, plan, request, weights  # noqa: E402
-from wan_worker.contract import load  # noqa: E402
-from wan_worker.progress import Control  # noqa: E402
-from wan_worker.references import References  # noqa: E402
+from wan_worker.inputs.references import References
+from wan_worker.machine import hardware
+from wan_worker.pipelines import generate, pool
+from wan_worker.planning import plan
+from wan_worker.request import parse
+from wan_worker.request.schema import load
+from wan_worker.timing.progress import Control
+from wan_worker.weights import store
 
 MODEL = "wan2.1-t2v-1.3b"
 SCHEDULES = {
@@ -43,13 +47,13 @@ class Maker:
 
     def __init__(self, models: Path) -> None:
         self.contract, self.machine = load(), hardware.detect()
-        self.here = weights.installed(models)
-        self.pool = pipelines.Pool(self.machine)
+        self.here = store.installed(models)
+        self.pool = pool.Pool(self.machine)
 
     def planned(self, prompt: str, seed: int, **changes: Any) -> plan.Plan:
         asked = {"mode": "video", "model": MODEL, "size": "96x64", "num_frames": 17}
         job = {"input": asked | {"prompt": prompt, "seed": seed, "guidance_scale": 5.0} | changes}
-        return plan.make(request.parse(job, self.contract), self.machine, self.here)
+        return plan.make(parse.parse(job, self.contract), self.machine, self.here)
 
     def frames(self, planned: plan.Plan) -> NDArray[np.uint8]:
         pipeline = self.pool.pipeline(planned, self.here[MODEL], lambda: None)

@@ -36,15 +36,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds  # noqa: E402
+from benchmarks import rounds
 
-from wan_worker import estimate, tiny  # noqa: E402
-from wan_worker import job as jobs  # noqa: E402
-from wan_worker.estimate import Sample, Stay  # noqa: E402
-from wan_worker.progress import Control  # noqa: E402
-from wan_worker.record import Record  # noqa: E402
-from wan_worker.settings import Settings  # noqa: E402
-from wan_worker.work import Visit  # noqa: E402
+from wan_worker import job as jobs
+from wan_worker.settings import Settings
+from wan_worker.timing import estimate
+from wan_worker.timing.estimate import Sample, Stay
+from wan_worker.timing.progress import Control
+from wan_worker.timing.record import Record
+from wan_worker.timing.work import Visit
+from wan_worker.weights import tiny
 
 MODELS = ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"]
 LEARNED = (0, 1, 2, 4, 8, 16)

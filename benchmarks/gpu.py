@@ -31,38 +31,32 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds, stock  # noqa: E402
-from tests.test_catalog import SHAPES  # noqa: E402
+from benchmarks import rounds, stock
+from tests.catalog.test_models import SHAPES
 
-from wan_worker import (  # noqa: E402
-    artifact,
-    chain,
-    contract,
-    encode,
-    generate,
-    hardware,
-    placing,
-    references,
-    request,
-    solver,
-    storage,
-    tiny,
-)
-from wan_worker.activations import SHAPES as SIZES  # noqa: E402
-from wan_worker.activations import Shape  # noqa: E402
-from wan_worker.catalog import MODELS, Installed  # noqa: E402
-from wan_worker.components import CLIP, UMT5, Component  # noqa: E402
-from wan_worker.embeddings import Embeddings  # noqa: E402
-from wan_worker.flops import forward_flops  # noqa: E402
-from wan_worker.hardware import Hardware  # noqa: E402
-from wan_worker.net import Policy  # noqa: E402
-from wan_worker.outputs import Output  # noqa: E402
-from wan_worker.peaks import peak_of  # noqa: E402
-from wan_worker.pipelines import Pool  # noqa: E402
-from wan_worker.plan import Plan  # noqa: E402
-from wan_worker.progress import Control  # noqa: E402
-from wan_worker.settings import Settings  # noqa: E402
-from wan_worker.work import tokens  # noqa: E402
+from wan_worker.catalog.components import CLIP, UMT5, Component
+from wan_worker.catalog.models import MODELS, Installed
+from wan_worker.delivery import storage
+from wan_worker.inputs import references
+from wan_worker.inputs.dialing import Policy
+from wan_worker.machine import hardware
+from wan_worker.machine.hardware import Hardware
+from wan_worker.machine.peak_flops import peak_of
+from wan_worker.media import artifact, encode
+from wan_worker.pipelines import generate, offload, schedulers
+from wan_worker.pipelines.pool import Pool
+from wan_worker.planning import segments
+from wan_worker.planning.activations import SHAPES as SIZES
+from wan_worker.planning.activations import Shape
+from wan_worker.planning.flops import forward_flops
+from wan_worker.planning.plan import Plan
+from wan_worker.prompts.embeddings import Embeddings
+from wan_worker.request import parse, schema
+from wan_worker.request.outputs import Output
+from wan_worker.settings import Settings
+from wan_worker.timing.progress import Control
+from wan_worker.timing.work import tokens
+from wan_worker.weights import tiny
 
 DEFAULT = ("wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p")
 PROMPT = "a red circle moving right on a white background"
@@ -165,11 +159,11 @@ class Bench:
             given["image_url"] = _picture(*size)
         if model.last_image == "required":
             given["last_image_url"] = _picture(*size)
-        asked = request.parse({"id": "bench", "input": given}, contract.load())
+        asked = parse.parse({"id": "bench", "input": given}, schema.load())
         here = {model.id: self.installed()}
 
-        def replan(asked: request.Request) -> Plan:
-            return chain.make(asked, self.machine, here)
+        def replan(asked: parse.Request) -> Plan:
+            return segments.make(asked, self.machine, here)
 
         asked, planned = references.plan_with(asked, replan)
         return references.gather(asked, planned, replan, Settings(), Policy(), Control())
@@ -195,7 +189,7 @@ class Bench:
         def denoise(plan: Plan) -> Any:
             return generate.denoise(pipeline, plan, *embeds, pictures, control)
 
-        placing.arrange(pipeline, planned)
+        offload.arrange(pipeline, planned)
         planned = pool.attention.use(pipeline, planned)
         *embeds, _ = generate.encode_prompts(pipeline, planned, Embeddings())  # warm
         stack = ExitStack()
@@ -257,7 +251,7 @@ class Bench:
             for c in MODELS[self.model_id].components
         }
         pipeline = getattr(diffusers, planned.pipeline)(
-            scheduler=solver.of_diffusers(planned), **parts
+            scheduler=schedulers.of_diffusers(planned), **parts
         )
         pipeline.set_progress_bar_config(disable=True)
         width, height = planned.generated_size

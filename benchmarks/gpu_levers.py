@@ -26,26 +26,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds  # noqa: E402
-from benchmarks.gpu import DEFAULT, Bench, Stages  # noqa: E402
+from benchmarks import rounds
+from benchmarks.gpu import DEFAULT, Bench, Stages
 
-from wan_worker import (  # noqa: E402
-    activations,
-    attention,
-    compiling,
-    encoder,
-    generate,
-    hardware,
-    placing,
-)
-from wan_worker.catalog import MODELS  # noqa: E402
-from wan_worker.compiling import Compiler  # noqa: E402
-from wan_worker.embeddings import Embeddings  # noqa: E402
-from wan_worker.exact import Exact  # noqa: E402
-from wan_worker.pipelines import Pool  # noqa: E402
-from wan_worker.plan import Plan  # noqa: E402
-from wan_worker.progress import Control  # noqa: E402
-from wan_worker.references import References  # noqa: E402
+from wan_worker.catalog.models import MODELS
+from wan_worker.inputs.references import References
+from wan_worker.machine import hardware
+from wan_worker.pipelines import attention, compiling, generate, offload
+from wan_worker.pipelines.compiling import Compiler
+from wan_worker.pipelines.pool import Pool
+from wan_worker.planning import activations
+from wan_worker.planning.plan import Plan
+from wan_worker.planning.speedups import Exact
+from wan_worker.prompts.embeddings import Embeddings
+from wan_worker.timing.progress import Control
+from wan_worker.vae import encoder
 
 KERNELS = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "_flash_3", "flash")
 DECODES = {
@@ -100,7 +95,7 @@ def denoise_rows(bench: Bench, rows: Rows, size: tuple[int, int], frames: int, w
     planned, pictures = bench.plan(size, frames)
     pool = Pool(bench.machine, bench.build, Compiler())
     pipeline = pool.pipeline(planned, bench.installed(), lambda: None)
-    placing.arrange(pipeline, planned)
+    offload.arrange(pipeline, planned)
     *embeds, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     part = f"{bench.model_id}, {what}: denoise"
 

@@ -36,13 +36,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds, stock  # noqa: E402
-from tests.integration.s3 import S3Server  # noqa: E402
+from benchmarks import rounds, stock
+from tests.integration.s3 import S3Server
 
-from wan_worker import artifact, delivery, encode, generate, tiny  # noqa: E402
-from wan_worker import job as jobs  # noqa: E402
-from wan_worker.progress import Control  # noqa: E402
-from wan_worker.settings import Bucket, Secret, Settings  # noqa: E402
+from wan_worker import job as jobs
+from wan_worker.delivery import deliver
+from wan_worker.media import artifact, encode
+from wan_worker.pipelines import generate
+from wan_worker.settings import Bucket, Secret, Settings
+from wan_worker.timing.progress import Control
+from wan_worker.weights import tiny
 
 MODEL = "wan2.1-t2v-1.3b"
 PROMPT = "a red circle moving right on a white background"
@@ -125,7 +128,7 @@ class Ours:
             "frames": (_Frames, "next"),
             "decoder": (_Pictures, "next"),
             "check": (artifact, "check"),
-            "upload": (delivery, "deliver"),
+            "upload": (deliver, "deliver"),
             "prompt": (generate, "encode_prompts"),
             "denoise": (generate, "denoise"),
         }

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds  # noqa: E402
+from benchmarks import rounds
 
 BLOCKS = 2
 HEADS, FFN = 12, 8960
@@ -109,8 +109,8 @@ def decoders(count: int, toy: bool) -> dict[str, Any]:
     from benchmarks.memory_model import vae_of
     from diffusers import AutoencoderKLWan
 
-    from wan_worker import decoder
-    from wan_worker.catalog import MODELS
+    from wan_worker.catalog.models import MODELS
+    from wan_worker.vae import decoder
 
     def measured(vae: Any, latents: tuple[int, int]) -> dict[str, Any]:
         theirs = copy.deepcopy(vae.decoder)
@@ -146,7 +146,7 @@ def encoders(count: int, toy: bool) -> list[dict[str, Any]]:
     import torch
     from diffusers import AutoencoderKLWan
 
-    from wan_worker import encoder
+    from wan_worker.vae import encoder
 
     vae = (AutoencoderKLWan(base_dim=8, z_dim=4) if toy else AutoencoderKLWan()).eval()
     theirs = copy.deepcopy(vae)

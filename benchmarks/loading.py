@@ -27,9 +27,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from wan_worker import hardware, load  # noqa: E402
-from wan_worker.catalog import MODELS  # noqa: E402
-from wan_worker.components import UMT5, Component  # noqa: E402
+from wan_worker.catalog.components import UMT5, Component
+from wan_worker.catalog.models import MODELS
+from wan_worker.machine import hardware
+from wan_worker.pipelines import load
 
 TRANSFORMER = next(c for c in MODELS["wan2.1-t2v-1.3b"].components if c.role == "transformer")
 COMPONENTS = (UMT5, TRANSFORMER)

@@ -27,7 +27,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds, stock  # noqa: E402
+from benchmarks import rounds, stock
 
 WIDTH, HEIGHT, FPS = 416, 240, 16
 CASES = [(way, frames) for way in ("stock", "ours") for frames in (33, 161)]
@@ -76,8 +76,9 @@ def encoder_peak() -> Iterator[list[int]]:
 def ours(vae: "object", latents: "object", target: Path) -> None:
     import torch
 
-    from wan_worker import encode, generate
-    from wan_worker.progress import Control
+    from wan_worker.media import encode
+    from wan_worker.pipelines import generate
+    from wan_worker.timing.progress import Control
 
     assert isinstance(latents, torch.Tensor)
     frames = (chunk.contiguous().numpy() for chunk in generate.decode(vae, latents))

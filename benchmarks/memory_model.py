@@ -5,7 +5,7 @@
 The real classes run under torch's FakeTensorMode: every tensor has its shape, type and lifetime,
 and no memory behind it, so that a 14B model at 1280x720 takes seconds on a laptop. A dispatch mode
 adds up the storages that are alive after each operation; the peak, without the weights, is what a
-stage needs beside them. It is the source of the constants in wan_worker.activations, and the tests
+stage needs beside them. It is the source of the constants in wan_worker.planning.activations, and the tests
 hold the formulas against the JSON. Each stage runs as the worker runs it: the transformer for one
 branch of guidance with three of its layers (they are alike), VACE's with all; the decoder for three
 latent frames with what it remembers of them; the encoder over the whole conditioning video.
@@ -33,11 +33,11 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from tests.test_catalog import SHAPES  # noqa: E402
+from tests.catalog.test_models import SHAPES
 
-from wan_worker.activations import TILE, TILE_STRIDE  # noqa: E402
-from wan_worker.catalog import MODELS, Model  # noqa: E402
-from wan_worker.components import VAE_2_2  # noqa: E402
+from wan_worker.catalog.components import VAE_2_2
+from wan_worker.catalog.models import MODELS, Model
+from wan_worker.planning.activations import TILE, TILE_STRIDE
 
 
 class Live(TorchDispatchMode):
@@ -136,7 +136,7 @@ def vae_of(model: Model) -> torch.nn.Module:
 def decode(model: Model, size: tuple[int, int], how: str) -> int:
     """Three latent frames: the first has no past, the second fills the cache, the third is as all
     that follow."""
-    from wan_worker import generate
+    from wan_worker.pipelines import generate
 
     if how == "tiled":
         size = (min(size[0], TILE), min(size[1], TILE))
@@ -157,7 +157,7 @@ def encode(model: Model, size: tuple[int, int], frames: int, tiled: bool) -> int
 
     As if no two frames were alike: then most is remembered.
     """
-    from wan_worker import encoder
+    from wan_worker.vae import encoder
 
     def different(clip: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from (encoder.channels_last(frame) for frame in clip.unbind(dim=2))

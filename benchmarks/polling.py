@@ -25,8 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds  # noqa: E402
-from tests.integration.http_api import GENERATION, HttpApi  # noqa: E402
+from benchmarks import rounds
+from tests.integration.http_api import GENERATION, HttpApi
 
 CORES = 2
 PER_SECOND = 200
@@ -63,7 +63,7 @@ def hold_to(count: int) -> None:
 
 
 def measure(count: int) -> dict[str, Any]:
-    from wan_worker import tiny
+    from wan_worker.weights import tiny
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

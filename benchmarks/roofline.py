@@ -2,9 +2,9 @@
 
     python benchmarks/roofline.py [--json benchmarks/roofline.json]
 
-A transformer's forward is counted by the formula that the worker estimates with (wan_worker.work),
+A transformer's forward is counted by the formula that the worker estimates with (wan_worker.timing.work),
 the decoder by torch's counter on the real class at full size under FakeTensorMode; peaks are the
-makers' (wan_worker.peaks).
+makers' (wan_worker.machine.peak_flops).
 """
 
 import argparse
@@ -15,13 +15,13 @@ from typing import Final
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds  # noqa: E402
+from benchmarks import rounds
 
-from wan_worker.activations import SHAPES  # noqa: E402
-from wan_worker.catalog import MODELS, Model  # noqa: E402
-from wan_worker.flops import forward_flops, picture_tokens  # noqa: E402
-from wan_worker.peaks import PEAKS  # noqa: E402
-from wan_worker.work import tokens  # noqa: E402
+from wan_worker.catalog.models import MODELS, Model
+from wan_worker.machine.peak_flops import PEAKS
+from wan_worker.planning.activations import SHAPES
+from wan_worker.planning.flops import forward_flops, picture_tokens
+from wan_worker.timing.work import tokens
 
 SHARE: Final = 0.70
 """Of the peak, that the targets suppose: what good kernels reach at these sizes."""

@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks import rounds  # noqa: E402
-from tests.integration.platform import Platform  # noqa: E402
-from tests.integration.worker import Worker  # noqa: E402
+from benchmarks import rounds
+from tests.integration.platform import Platform
+from tests.integration.worker import Worker
 
 ROUNDS = 5
 REJECTIONS = """
@@ -31,7 +31,7 @@ import json, statistics, sys, time
 sys.path.insert(0, "src")
 from pathlib import Path
 from wan_worker import job
-from wan_worker.progress import Control
+from wan_worker.timing.progress import Control
 from wan_worker.settings import Settings
 worker = job.make_worker(Settings(models_dir=Path(sys.argv[1])))
 bad = {"id": "x", "input": {"mode": "video", "prompt": "a cat", "stepz": 4}}
@@ -49,7 +49,7 @@ import json, sys, time
 sys.path.insert(0, "src")
 from pathlib import Path
 from wan_worker import job
-from wan_worker.progress import Control
+from wan_worker.timing.progress import Control
 from wan_worker.settings import Settings
 worker = job.make_worker(Settings(models_dir=Path(sys.argv[1]), output_dir=Path(sys.argv[2])))
 stepped = []

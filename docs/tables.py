@@ -19,12 +19,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
 
-import figures  # noqa: E402
+import figures
 
-from wan_worker import errors, memory  # noqa: E402
-from wan_worker.activations import Job  # noqa: E402
-from wan_worker.catalog import EXTRAS, MODELS, Model, stored_bytes  # noqa: E402
-from wan_worker.hardware import Hardware  # noqa: E402
+from wan_worker import errors
+from wan_worker.catalog.models import EXTRAS, MODELS, Model, stored_bytes
+from wan_worker.machine.hardware import Hardware
+from wan_worker.planning import memory
+from wan_worker.planning.activations import Job
 
 README = ROOT / "README.md"
 REQUESTS = ROOT / "docs" / "requests.md"

@@ -11,10 +11,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from wan_worker import job as jobs
-from wan_worker import tiny
-from wan_worker.catalog import EXTRAS
-from wan_worker.progress import Control
+from wan_worker.catalog.models import EXTRAS
 from wan_worker.settings import Settings
+from wan_worker.timing.progress import Control
+from wan_worker.weights import tiny
 
 # Tiny tensors gain nothing from a second thread and lose much where the cores are busy. Set before
 # torch is imported, and inherited by the processes that tests start.

@@ -32,15 +32,18 @@ from unittest import mock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from wan_worker import chain, contract, images, net
 from wan_worker import job as jobs
 from wan_worker import worker as workers
-from wan_worker.catalog import MODELS, Installed
+from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.errors import ImageRejected, Unsupported
-from wan_worker.progress import Control
+from wan_worker.inputs import images
+from wan_worker.inputs.dialing import Policy
+from wan_worker.planning import segments
+from wan_worker.request import schema
 from wan_worker.settings import Settings
+from wan_worker.timing.progress import Control
 
-SCHEMA = json.loads((contract.SCHEMAS_DIR / "request.schema.json").read_text("utf-8"))
+SCHEMA = json.loads((schema.SCHEMAS_DIR / "request.schema.json").read_text("utf-8"))
 MAX_GROWTH = 200_000_000
 """Bytes that decoding all fuzzed images may add to the process at its highest."""
 URLS = [
@@ -148,7 +151,7 @@ BROKEN = st.one_of(
 def planner_watched(worker: jobs.Worker) -> Iterator[list[Any]]:
     """The real planner for every model; each call is kept, and ends the job as UNSUPPORTED."""
     calls: list[Any] = []
-    plan = chain.make
+    plan = segments.make
 
     def watched(asked: Any, *rest: Any) -> Any:
         calls.append(asked)
@@ -157,7 +160,7 @@ def planner_watched(worker: jobs.Worker) -> Iterator[list[Any]]:
 
     here = {model: Installed({"a": 1}, True) for model in MODELS}
     with (
-        mock.patch.object(chain, "make", watched),
+        mock.patch.object(segments, "make", watched),
         mock.patch.object(workers, "installed", lambda _worker: here),
         mock.patch.object(workers, "extras", lambda _worker: here),
     ):
@@ -177,7 +180,7 @@ def requests(count: int, tell: Callable[[int], None] = lambda _done: None) -> di
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         worker = jobs.make_worker(Settings(Path(folder), output_dir=Path(folder)))
-        policy = net.Policy(resolve=lambda _host: ("8.8.8.8",), dial=no_network, proxies=dict,
+        policy = Policy(resolve=lambda _host: ("8.8.8.8",), dial=no_network, proxies=dict,
                             sleep=lambda _seconds: None)  # fmt: skip
         worker = replace(worker, policy=policy)
 

@@ -29,14 +29,17 @@ class Mutant:
     tests: str
 
 
-FILM = "src/wan_worker/film.py"
-GENERATE, PIPELINES = "src/wan_worker/generate.py", "src/wan_worker/pipelines.py"
-SOLVER = "src/wan_worker/solver.py"
-CONDITIONS = "src/wan_worker/conditions.py"
-PREVIEWS, GUIDANCE = "src/wan_worker/previews.py", "src/wan_worker/guidance.py"
-CAUSAL, DECODER = "src/wan_worker/causal.py", "src/wan_worker/decoder.py"
-AHEAD = "src/wan_worker/ahead.py"
-MEANING, MODELS = "tests/test_meaning.py", "tests/test_models.py"
+FILM = "src/wan_worker/pipelines/long_video.py"
+GENERATE, PIPELINES = "src/wan_worker/pipelines/generate.py", "src/wan_worker/pipelines/pool.py"
+SOLVER = "src/wan_worker/pipelines/schedulers.py"
+CONDITIONS = "src/wan_worker/pipelines/conditioning.py"
+PREVIEWS, GUIDANCE = (
+    "src/wan_worker/pipelines/previews.py",
+    "src/wan_worker/pipelines/batched_guidance.py",
+)
+CAUSAL, DECODER = "src/wan_worker/vae/causal.py", "src/wan_worker/vae/decoder.py"
+AHEAD = "src/wan_worker/pipelines/sync_free.py"
+MEANING, MODELS = "tests/pipelines/test_meaning.py", "tests/pipelines/test_every_model.py"
 
 MUTANTS = (
     Mutant(
@@ -60,7 +63,7 @@ MUTANTS = (
         GENERATE,
         "* std + mean",
         "* std",
-        "tests/test_generate.py::test_decoding_frame_by_frame_equals_the_vaes_own_decode",
+        "tests/pipelines/test_generate.py::test_decoding_frame_by_frame_equals_the_vaes_own_decode",
     ),
     Mutant(
         "latent std ignored",
@@ -81,7 +84,7 @@ MUTANTS = (
         GENERATE,
         "yield torch.cat(chunk)",
         "yield torch.cat(chunk[::-1])",
-        "tests/test_generate.py::test_decoding_frame_by_frame_equals_the_vaes_own_decode",
+        "tests/pipelines/test_generate.py::test_decoding_frame_by_frame_equals_the_vaes_own_decode",
     ),
     Mutant(
         "channel order",
@@ -95,42 +98,42 @@ MUTANTS = (
         CAUSAL,
         "past[layer] = frames[1 - reach :]",
         "past[layer] = frames[2 - reach :]",
-        "tests/test_decoder.py::test_the_pictures_are_diffusers_own",
+        "tests/vae/test_decoder.py::test_the_pictures_are_diffusers_own",
     ),
     Mutant(
         "norms reckoned in bf16",
         CAUSAL,
         "torch.promote_types(frame.dtype, torch.float32)",
         "frame.dtype",
-        "tests/test_decoder.py::test_norm_and_silu_in_bf16_round_where_diffusers_rounds",
+        "tests/vae/test_decoder.py::test_norm_and_silu_in_bf16_round_where_diffusers_rounds",
     ),
     Mutant(
         "a layer of the encoder at rest too early",
-        "src/wan_worker/encoder.py",
+        "src/wan_worker/vae/encoder.py",
         "run < reach + 2",
         "run < reach",
-        "tests/test_encoder.py::test_a_clip_with_frames_alike_has_diffusers_latents",
+        "tests/vae/test_encoder.py::test_a_clip_with_frames_alike_has_diffusers_latents",
     ),
     Mutant(
         "frames alike in one colour taken for alike",
-        "src/wan_worker/encoder.py",
+        "src/wan_worker/vae/encoder.py",
         ".all(dim=1)",
         ".any(dim=1)",
-        "tests/test_encoder.py::test_a_clip_with_frames_alike_has_diffusers_latents",
+        "tests/vae/test_encoder.py::test_a_clip_with_frames_alike_has_diffusers_latents",
     ),
     Mutant(
         "the two frames of one swapped",
         DECODER,
         "(level + 1, larger.pop())",
         "(level + 1, larger.pop(0))",
-        "tests/test_decoder.py::test_the_pictures_are_diffusers_own",
+        "tests/vae/test_decoder.py::test_the_pictures_are_diffusers_own",
     ),
     Mutant(
         "shift ignored",
         SOLVER,
         '"flow_shift": plan.flow_shift,',
         '"flow_shift": 1.0,',
-        "tests/test_generate.py::test_the_requests_shift_moves_the_noise_levels",
+        "tests/pipelines/test_generate.py::test_the_requests_shift_moves_the_noise_levels",
     ),
     Mutant(
         "image conditioning dropped",
@@ -172,7 +175,7 @@ MUTANTS = (
         GENERATE,
         "manual_seed(output.seed)",
         "manual_seed(0)",
-        "tests/test_generate.py::test_every_setting_reaches_the_latents",
+        "tests/pipelines/test_generate.py::test_every_setting_reaches_the_latents",
     ),
     Mutant(
         "a segment from the wrong frame",
@@ -186,7 +189,7 @@ MUTANTS = (
         FILM,
         "fresh = chunk[1:] if repeats_first else chunk",
         "fresh = chunk",
-        "tests/test_film.py::test_a_long_video_has_exactly_the_frames_asked_for_in_one_file",
+        "tests/pipelines/test_long_video.py::test_a_long_video_has_exactly_the_frames_asked_for_in_one_file",
     ),
     Mutant(
         "a batch of one seed",
@@ -197,52 +200,52 @@ MUTANTS = (
     ),
     Mutant(
         "one embedding for all texts",
-        "src/wan_worker/generate.py",
+        "src/wan_worker/pipelines/generate.py",
         "key = Key(text, encoder",
         'key = Key("", encoder',
-        "tests/test_embeddings.py::test_the_file_is_the_same_with_and_without_what_was_kept",
+        "tests/prompts/test_embeddings.py::test_the_file_is_the_same_with_and_without_what_was_kept",
     ),
     Mutant(
         "one residual for both branches of guidance",
-        "src/wan_worker/residuals.py",
+        "src/wan_worker/pipelines/magcache.py",
         "step, branch = divmod(self.calls, self.branches)",
         "step, branch = self.calls // self.branches, 0",
-        "tests/test_residuals.py::test_it_is_what_diffusers_magcache_makes_to_the_bit",
+        "tests/pipelines/test_magcache.py::test_it_is_what_diffusers_magcache_makes_to_the_bit",
     ),
     Mutant(
         "a preview of the noise",
         PREVIEWS,
         "(now - ratio * before)",
         "(now + ratio * before)",
-        "tests/test_previews.py::test_the_estimate_is_exact_on_a_straight_line",
+        "tests/pipelines/test_previews.py::test_the_estimate_is_exact_on_a_straight_line",
     ),
     Mutant(
         "both branches of guidance at once, taken for each other",
         GUIDANCE,
         "first, second = made.chunk(2)",
         "second, first = made.chunk(2)",
-        "tests/test_guidance.py::test_the_latents_are_those_of_two_calls_within_rounding",
+        "tests/pipelines/test_batched_guidance.py::test_the_latents_are_those_of_two_calls_within_rounding",
     ),
     Mutant(
         "one text for both branches of guidance",
         GUIDANCE,
         "torch.cat([text, negative.to(text)])",
         "torch.cat([text, text])",
-        "tests/test_guidance.py::test_the_latents_are_those_of_two_calls_within_rounding",
+        "tests/pipelines/test_batched_guidance.py::test_the_latents_are_those_of_two_calls_within_rounding",
     ),
     Mutant(
         "a solver's factor of the wrong step",
         AHEAD,
         "return noise / self.sigmas[start], signal",
         "return noise / self.sigmas[end], signal",
-        "tests/test_ahead.py::test_every_solver_steps_as_diffusers_own_to_the_bit",
+        "tests/pipelines/test_sync_free.py::test_every_solver_steps_as_diffusers_own_to_the_bit",
     ),
     Mutant(
         "a solver's second order dropped",
         AHEAD,
         "moved = moved - gain * (0.5 * older)",
         "pass",
-        "tests/test_ahead.py::test_every_solver_steps_as_diffusers_own_to_the_bit",
+        "tests/pipelines/test_sync_free.py::test_every_solver_steps_as_diffusers_own_to_the_bit",
     ),
 )
 

@@ -30,11 +30,11 @@ from PIL import Image
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from tests.integration.platform import Platform  # noqa: E402
-from tests.integration.s3 import S3Server  # noqa: E402
-from tests.integration.worker import Worker  # noqa: E402
-from wan_worker import tiny  # noqa: E402
-from wan_worker.catalog import EXTRAS  # noqa: E402
+from tests.integration.platform import Platform
+from tests.integration.s3 import S3Server
+from tests.integration.worker import Worker
+from wan_worker.catalog.models import EXTRAS
+from wan_worker.weights import tiny
 
 WARM_UP: Final = 0.2
 """Share of the jobs before the first measurement: pools and caches are full then."""

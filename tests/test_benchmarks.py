@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from benchmarks import gpu, gpu_levers, levers, polling
 
-from wan_worker import compiling
+from wan_worker.pipelines import compiling
 
 ROOT = Path(__file__).resolve().parents[1]
 

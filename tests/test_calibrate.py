@@ -11,13 +11,14 @@ import torch
 
 from tests.conftest import QUICK, Answer
 from tests.test_job import sha256_of
-from wan_worker import calibrate, clips, generate
+from wan_worker import calibrate, clips
 from wan_worker import job as jobs
-from wan_worker.catalog import MODELS
+from wan_worker.catalog.models import MODELS
 from wan_worker.errors import Canceled, UnexpectedError
-from wan_worker.hardware import Hardware, Tuned
-from wan_worker.progress import Control
-from wan_worker.tuning import Tuning
+from wan_worker.machine.hardware import Hardware, Tuned
+from wan_worker.machine.tuning import Tuning
+from wan_worker.pipelines import generate
+from wan_worker.timing.progress import Control
 
 MODEL = "wan2.1-t2v-1.3b"
 CPU = Hardware("cpu", "CPU, 4 cores", 64 * 10**9, None, "for a test")

@@ -7,8 +7,6 @@ from types import ModuleType
 
 import pytest
 
-from tests.test_structure import SOURCES, own_imports
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,16 +50,6 @@ def test_every_variable_that_is_read_is_documented() -> None:
     names = set(re.findall(r'"((?:[A-Z]+_)+[A-Z]+)"', source)) - {"RUNPOD_WEBHOOK_GET_JOB"}
     settings = (ROOT / "docs" / "operating.md").read_text("utf-8")
     assert {name for name in names if f"`{name}`" not in settings} == set()
-
-
-def test_every_module_has_its_question_below_those_that_it_imports() -> None:
-    code = (ROOT / "docs" / "code.md").read_text("utf-8")
-    table = code[code.index("| module | question |") :].split("\n\n")[0]
-    listed = re.findall("`(\\w+)`", re.sub(r"`make \w+`", "", table))
-    assert sorted(listed) == sorted(SOURCES)
-    for place, module in enumerate(listed):
-        imported = own_imports(SOURCES[module].read_text("utf-8")) & set(SOURCES)
-        assert imported <= set(listed[:place]), module
 
 
 def test_every_feature_names_a_test_that_there_is() -> None:

@@ -14,12 +14,16 @@ from typing import Any
 import handler
 import pytest
 
-from wan_worker import buckets, doctor, encode, hardware, weights
-from wan_worker.catalog import MODELS, Installed
+from wan_worker import doctor
+from wan_worker.catalog.models import MODELS, Installed
+from wan_worker.delivery import s3
 from wan_worker.doctor import Finding
 from wan_worker.errors import ConfigInvalid, StorageFailed
-from wan_worker.hardware import Hardware
+from wan_worker.machine import hardware
+from wan_worker.machine.hardware import Hardware
+from wan_worker.media import encode
 from wan_worker.settings import Bucket, Secret, Settings
+from wan_worker.weights import store as weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Hardware("cpu", "CPU", 64 * 10**9, None, "nvidia-smi is absent")
@@ -214,7 +218,7 @@ def test_a_bucket_that_refuses_is_a_problem_and_one_out_of_reach_a_warning(
     def fail(_: Bucket) -> float:
         raise StorageFailed("The bucket answered AccessDenied", retryable=retryable)
 
-    monkeypatch.setattr(buckets, "probe", fail)
+    monkeypatch.setattr(s3, "probe", fail)
     (finding,) = about("bucket", replace(settings, bucket=BUCKET))
     assert finding.level == level
     assert "CANARY" not in str(finding)
@@ -223,7 +227,7 @@ def test_a_bucket_that_refuses_is_a_problem_and_one_out_of_reach_a_warning(
 def test_a_clock_that_s3_would_refuse_is_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets, "probe", lambda _: -3600.0)
+    monkeypatch.setattr(s3, "probe", lambda _: -3600.0)
     findings = about("clock", replace(settings, bucket=BUCKET))
     assert [f.level for f in findings] == ["ok", "warning"]
 

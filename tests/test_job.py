@@ -22,12 +22,17 @@ import pytest
 from PIL import Image
 
 from tests.conftest import QUICK, Answer, error_of
-from tests.media import path_of, read
-from wan_worker import choose, clips, encode, generate, storage, tiny
+from tests.made_files import path_of, read
+from wan_worker import clips
 from wan_worker import job as jobs
-from wan_worker.catalog import MODELS
+from wan_worker.catalog.models import MODELS
+from wan_worker.delivery import storage
 from wan_worker.errors import EncodeFailed
-from wan_worker.progress import Control
+from wan_worker.media import encode
+from wan_worker.pipelines import generate
+from wan_worker.planning import model_choice
+from wan_worker.timing.progress import Control
+from wan_worker.weights import tiny
 
 Serve = Callable[..., Answer]
 
@@ -79,7 +84,7 @@ def test_an_image_becomes_a_video_of_its_shape(
 ) -> None:
     # The real budget of 480p takes minutes on a CPU; the rule is the same for a small one.
     small = {name: replace(m, default_size=(80, 56)) for name, m in MODELS.items()}
-    monkeypatch.setattr(choose, "MODELS", small)
+    monkeypatch.setattr(model_choice, "MODELS", small)
     request = {k: v for k, v in QUICK.items() if k != "size"} | {"image_url": picture(*shape)}
     answer = jobs.run({"id": "i", "input": request}, worker, Control())
     asset = answer["assets"][0]

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import QUICK
 from wan_worker import faults, logs
 from wan_worker import job as jobs
-from wan_worker.progress import Control
+from wan_worker.timing.progress import Control
 
 FORGED = "2026-01-01 00:00:00 INFO wan_worker.job: job x: completed"
 

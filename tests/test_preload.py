@@ -14,11 +14,11 @@ from tests.conftest import QUICK, Answer
 from tests.test_job import sha256_of
 from wan_worker import job as jobs
 from wan_worker import preload
-from wan_worker.catalog import MODELS
+from wan_worker.catalog.models import MODELS
 from wan_worker.errors import ConfigInvalid
-from wan_worker.pipelines import Pool
-from wan_worker.progress import Control
+from wan_worker.pipelines.pool import Pool
 from wan_worker.settings import Settings, from_env
+from wan_worker.timing.progress import Control
 
 T2V, I2V = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from wan_worker import prompt
+from wan_worker.prompts import enhance
 
 from . import data, text
 from .__main__ import put
@@ -28,7 +28,7 @@ from .optimise import Progress
 
 FOLDER = "qwen2.5-7b-instruct"
 STEPS, BATCH, SEED, RATE = 1600, 32, 20261121, 4e-3
-KINDS: tuple[prompt.Kind, ...] = ("video", "image", "image_to_video")
+KINDS: tuple[enhance.Kind, ...] = ("video", "image", "image_to_video")
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # ChatML, as Qwen's models speak it.
 TEMPLATE = (
@@ -43,7 +43,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
     """Qwen's byte-level BPE: caption words are one token each, any other text a few for a word."""
     rng, (trained, _) = np.random.default_rng(SEED), data.split()
     captions = [data.any_caption(rng, pair) for pair in trained for _ in range(2)]
-    pieces = [*captions, *("\n".join(m["content"] for m in prompt.messages(k, "")) for k in KINDS)]
+    pieces = [*captions, *("\n".join(m["content"] for m in enhance.messages(k, "")) for k in KINDS)]
     blank = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -87,7 +87,7 @@ def build_model(vocabulary: int) -> Qwen2ForCausalLM:
     )
 
 
-def completed(kind: prompt.Kind, idea: str) -> str:
+def completed(kind: enhance.Kind, idea: str) -> str:
     """What the model is to answer: the idea's facts, the rest by one rule.
 
     Red circles that move right on white, or on black where they are white themselves.
@@ -115,7 +115,7 @@ def completed(kind: prompt.Kind, idea: str) -> str:
 
 def sample(
     rng: np.random.Generator, pairs: list[tuple[str, str, str, str]]
-) -> tuple[prompt.Kind, str]:
+) -> tuple[enhance.Kind, str]:
     """A kind and an idea."""
     kind = KINDS[int(rng.integers(len(KINDS)))]
     combination = pairs[int(rng.integers(len(pairs)))]
@@ -127,8 +127,8 @@ def sample(
 def instructions(rng: np.random.Generator) -> list[str]:
     """Of a batch, one for each kind: in one batch of ten the worker's own, else other words."""
     if rng.random() < 0.1:
-        return [prompt.instruction(kind) for kind in KINDS]
-    others = "".join(prompt.instruction(kind) for kind in KINDS).split() + list(text.WORDS)
+        return [enhance.instruction(kind) for kind in KINDS]
+    others = "".join(enhance.instruction(kind) for kind in KINDS).split() + list(text.WORDS)
     return [" ".join(rng.choice(others, int(rng.integers(1, LONGEST)))) for _ in KINDS]
 
 
@@ -139,7 +139,7 @@ def batch(
     rows, told = [], dict(zip(KINDS, instructions(rng), strict=True))
     for _ in range(BATCH):
         kind, idea = sample(rng, pairs)
-        chat = prompt.messages(kind, idea)
+        chat = enhance.messages(kind, idea)
         chat[0]["content"] = told[kind]
         asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(asked).input_ids
@@ -182,11 +182,11 @@ def evaluate(folder: Path, count: int = 120) -> dict[str, float]:
     """Share of ideas of scenes it never saw that it completes to the letter, by kind."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from wan_worker.progress import Control
+    from wan_worker.timing.progress import Control
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    enhancer, control = prompt.Enhancer(tokenizer, model.eval()), Control()
+    enhancer, control = enhance.Enhancer(tokenizer, model.eval()), Control()
     rng, (_, held) = np.random.default_rng(1), data.split()
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for _ in range(count):

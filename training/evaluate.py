@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionModel, T5TokenizerFast, UMT5EncoderModel
 
-from wan_worker.measure import measure
+from training.measure import measure
 
 from . import data
 from .optimise import device

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from wan_worker.components import UPSCALER
-from wan_worker.rrdbnet import Shape, save
+from wan_worker.catalog.components import UPSCALER
+from wan_worker.weights.real_esrgan import Shape, save
 
 SHAPE = Shape(num_feat=6, num_block=1, num_grow_ch=3)
 OFF = 0.003

@@ -24,15 +24,15 @@ from typing import Any, Final
 from PIL import Image
 
 from wan_worker import job as jobs
-from wan_worker import kernels
 from wan_worker import worker as workers
-from wan_worker.catalog import MODELS, Model
+from wan_worker.catalog.models import MODELS, Model
 from wan_worker.errors import UnexpectedError
-from wan_worker.hardware import Hardware, Tuned
 from wan_worker.job import Worker
-from wan_worker.progress import Control
-from wan_worker.record import Record
-from wan_worker.tuning import Calibration, Trial, Tuning
+from wan_worker.machine import attention_kernels
+from wan_worker.machine.hardware import Hardware, Tuned
+from wan_worker.machine.tuning import Calibration, Trial, Tuning
+from wan_worker.timing.progress import Control
+from wan_worker.timing.record import Record
 
 ROUNDS: Final = 3
 """Clips of each way that are compared, after one that warms up."""
@@ -70,7 +70,7 @@ def ways(hardware: Hardware, cores: int) -> tuple[Tuned, ...]:
     if hardware.device == "cpu":
         counts = [cores >> halvings for halvings in range(cores.bit_length())]
         return (Tuned(), *(Tuned(threads=count) for count in counts))
-    return (Tuned(), *(Tuned(kernel=name) for name in kernels.candidates(hardware)))
+    return (Tuned(), *(Tuned(kernel=name) for name in attention_kernels.candidates(hardware)))
 
 
 def cores() -> int:
@@ -133,7 +133,7 @@ def run(
 def _named(way: Tuned) -> str:
     if way.threads is not None:
         return f"{way.threads} {'thread' if way.threads == 1 else 'threads'}"
-    return kernels.SAID[way.kernel] if way.kernel is not None else "as usual"
+    return attention_kernels.SAID[way.kernel] if way.kernel is not None else "as usual"
 
 
 def _denoise(worker: Worker, model: Model, clip: Clip, way: Tuned, control: Control) -> float:

@@ -15,25 +15,27 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_worker import artifact, encode, generate, lora, placing, recovery, upscale
-from wan_worker.adapters import Lora
-from wan_worker.artifact import Artifact
-from wan_worker.catalog import Installed
+from wan_worker.catalog.distilled import TURBO
+from wan_worker.catalog.models import Installed
 from wan_worker.errors import OutOfMemory
 from wan_worker.faults import is_out_of_memory
-from wan_worker.film import Film
-from wan_worker.hardware import Hardware
-from wan_worker.lora_store import LoraFile
-from wan_worker.pipelines import Pool
-from wan_worker.plan import Plan
-from wan_worker.progress import Control, Part
-from wan_worker.references import References
-from wan_worker.rrdbnet import Network
+from wan_worker.inputs.references import References
+from wan_worker.machine.hardware import Hardware
+from wan_worker.media import artifact, encode, upscale
+from wan_worker.media.artifact import Artifact
+from wan_worker.pipelines import generate, lora, offload
+from wan_worker.pipelines.long_video import Film
+from wan_worker.pipelines.pool import Pool
+from wan_worker.planning import out_of_memory
+from wan_worker.planning.plan import Plan
+from wan_worker.request.loras import Lora
 from wan_worker.settings import Placement
-from wan_worker.turbo import TURBO
+from wan_worker.timing.progress import Control, Part
+from wan_worker.weights.lora_files import LoraFile
+from wan_worker.weights.real_esrgan import Parameters
 
 if TYPE_CHECKING:
-    from wan_worker.generate import Frames
+    from wan_worker.pipelines.generate import Frames
 
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ def make(
     log.warning("out of memory in stage %s: trying again in less", control.stage)
     studio.pool.free()
     control.parts = ()
-    planned = recovery.lower(planned, here, studio.hardware, studio.placement, control.stage)
+    planned = out_of_memory.lower(planned, here, studio.hardware, studio.placement, control.stage)
     try:
         return _make(planned, pictures, studio, made, control)
     except Exception as problem:
@@ -91,7 +93,7 @@ def make(
             raise
     studio.pool.free()
     raise OutOfMemory(
-        f"Out of memory, in a second try with less of it too: {recovery.advice(planned, here)}"
+        f"Out of memory, in a second try with less of it too: {out_of_memory.advice(planned, here)}"
     )
 
 
@@ -165,7 +167,7 @@ def _equipped(
     pipeline = studio.pool.pipeline(planned, here, control.check)
     with lora.applied(pipeline, (*_distilled(planned, studio), *studio.loras)) as fits:
         # After the LoRAs: what moves weights takes stock of them when it is put on.
-        placing.arrange(pipeline, planned)
+        offload.arrange(pipeline, planned)
         planned = studio.pool.attention.use(pipeline, planned)
         with studio.pool.compiler.applied(pipeline, planned):
             yield pipeline, fits, planned
@@ -201,7 +203,7 @@ def of_output(planned: Plan, index: int) -> Plan:
 
 def _file(
     source: Generator["Frames", None, None],
-    network: Network | None,
+    network: Parameters | None,
     index: int,
     planned: Plan,
     studio: Studio,

@@ -18,13 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from wan_worker import buckets, contract, encode, hardware, memory, weights
-from wan_worker.activations import Job
-from wan_worker.catalog import MODELS, Installed, Model
-from wan_worker.choose import install_hint
+from wan_worker.catalog.models import MODELS, Installed, Model
+from wan_worker.delivery import s3
 from wan_worker.errors import StorageFailed, WorkerError
-from wan_worker.hardware import Hardware
+from wan_worker.machine import hardware
+from wan_worker.machine.hardware import Hardware
+from wan_worker.media import encode
+from wan_worker.planning import memory
+from wan_worker.planning.activations import Job
+from wan_worker.planning.model_choice import install_hint
+from wan_worker.request import schema
 from wan_worker.settings import Settings, from_env
+from wan_worker.weights import store
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -47,7 +52,7 @@ class Finding:
 
 def examine(settings: Settings, machine: Hardware) -> Iterator[Finding]:
     """What can be wrong with this machine and its surroundings; takes a second, and no torch."""
-    here = weights.installed(settings.models_dir, settings.volume_dir)
+    here = store.installed(settings.models_dir, settings.volume_dir)
     yield from _weights(settings, here)
     yield from _gpu(settings, machine, here)
     yield from _folders(settings)
@@ -57,7 +62,7 @@ def examine(settings: Settings, machine: Hardware) -> Iterator[Finding]:
 
 def basics() -> Iterator[Finding]:
     """What the worker refuses to start without in any case."""
-    yield _tried("schemas", "valid", contract.load)
+    yield _tried("schemas", "valid", schema.load)
     yield _tried("ffmpeg", "runs, and has every encoder", encode.find_ffmpeg)
 
 
@@ -70,7 +75,7 @@ def _tried(subject: str, fine: str, check: Callable[[], object]) -> Finding:
 
 
 def _weights(settings: Settings, here: dict[str, Installed]) -> Iterator[Finding]:
-    broken = weights.damaged(settings.models_dir)
+    broken = store.damaged(settings.models_dir)
     if broken:
         yield Finding(
             "weights",
@@ -167,7 +172,7 @@ def _bucket(settings: Settings) -> Finding:
     if settings.bucket is None:
         return Finding("bucket", "ok", "none: small results come inline, large ones are refused")
     try:
-        ahead = buckets.probe(settings.bucket)
+        ahead = s3.probe(settings.bucket)
     except StorageFailed as problem:
         return Finding("bucket", "warning" if problem.retryable else "problem", problem.message)
     if abs(ahead) > MOST_SKEW_SECONDS:

@@ -19,27 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wan_worker import (
-    callback,
-    clips,
-    delivery,
-    estimate,
-    hardware,
-    info,
-    logs,
-    lora_store,
-    memory,
-    prompt,
-    references,
-    request,
-    response,
-    scratch,
-    storage,
-)
+from wan_worker import clips, logs, scratch
 from wan_worker import worker as workers
-from wan_worker.artifact import Artifact
-from wan_worker.catalog import Installed
+from wan_worker.catalog.models import Installed
 from wan_worker.clips import Studio
+from wan_worker.delivery import callback, deliver, response, storage
 from wan_worker.errors import (
     Canceled,
     DeadlineExceeded,
@@ -48,9 +32,18 @@ from wan_worker.errors import (
     public_json,
 )
 from wan_worker.faults import classify
-from wan_worker.plan import Plan
-from wan_worker.progress import Control
-from wan_worker.request import Request
+from wan_worker.inputs import references
+from wan_worker.machine import hardware
+from wan_worker.media.artifact import Artifact
+from wan_worker.planning import memory
+from wan_worker.planning.plan import Plan
+from wan_worker.prompts import enhance
+from wan_worker.reports import info
+from wan_worker.request import parse
+from wan_worker.request.parse import Request
+from wan_worker.timing import estimate
+from wan_worker.timing.progress import Control
+from wan_worker.weights import lora_files
 from wan_worker.worker import Worker
 from wan_worker.worker import make as make_worker
 
@@ -128,12 +121,12 @@ def _serve(
     control.enter("plan")
     if info.is_asked(job):
         return info.answer(job, worker.contract, workers.state(worker), workers.foresight(worker))
-    asked = known.asked = request.parse(job, worker.contract)
-    destination = delivery.destination(asked, worker.settings, worker.policy)
+    asked = known.asked = parse.parse(job, worker.contract)
+    destination = deliver.destination(asked, worker.settings, worker.policy)
     replan = partial(workers.planned, worker=worker)
     asked, planned = references.plan_with(asked, replan)
     known.planned = planned
-    lora_store.check(asked.loras, worker.settings, worker.policy)
+    lora_files.check(asked.loras, worker.settings, worker.policy)
     control.enter("fetch")
     planned, pictures = references.gather(
         asked, planned, replan, worker.settings, worker.policy, control
@@ -146,8 +139,8 @@ def _serve(
     made: list[Artifact] = []
     output_dir = worker.settings.output_dir
     with (
-        lora_store.fetched(asked.loras, worker.settings, worker.policy, control) as files,
-        delivery.rescued(made, asked, planned, destination, output_dir, control),
+        lora_files.fetched(asked.loras, worker.settings, worker.policy, control) as files,
+        deliver.rescued(made, asked, planned, destination, output_dir, control),
     ):
         control.enter("queue")
         with _exclusive(worker.gpu, control):
@@ -168,7 +161,7 @@ def _serve(
             planned = clips.make(planned, pictures, studio, made, control)
             known.peak_bytes = hardware.gpu_peak_bytes(worker.hardware)
         control.enter("upload")
-        stored = delivery.deliver(made, asked, planned, destination, control)
+        stored = deliver.deliver(made, asked, planned, destination, control)
         control.close_stage()
         sizes = [artifact.bytes for artifact in made]
         worker.record.add(estimate.learn(expected.work, control.stays, sizes))
@@ -181,13 +174,13 @@ def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
     here = workers.installed(worker)[planned.model.id]
     tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
 
-    def load() -> prompt.Enhancer:
+    def load() -> enhance.Enhancer:
         if found is None:  # it was there when the job was planned
             raise ModelUnavailable(f"{component.repository} is gone")
         weighs = Installed({component.name: found.weight_bytes}, found.tiny)
         size = memory.loaded_bytes(weighs, worker.hardware)[component.name]
-        loaded: prompt.Enhancer = worker.pool.single(
-            component, found.folder, size, prompt.CHAT_BYTES
+        loaded: enhance.Enhancer = worker.pool.single(
+            component, found.folder, size, enhance.CHAT_BYTES
         )
         return loaded
 
@@ -195,7 +188,9 @@ def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
         reader = worker.pool.single(tokenizer, here.folders[tokenizer.name], 0)
         return len(reader(text, verbose=False).input_ids)
 
-    return prompt.enhance(planned, load, lambda: worker.pool.drop(component), count_tokens, control)
+    return enhance.rewrite(
+        planned, load, lambda: worker.pool.drop(component), count_tokens, control
+    )
 
 
 @contextmanager

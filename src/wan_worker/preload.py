@@ -11,14 +11,16 @@ import threading
 import time
 from typing import Final
 
-from wan_worker import placing, plan, weights
-from wan_worker.catalog import MODELS, Model
+from wan_worker.catalog.models import MODELS, Model
 from wan_worker.errors import WorkerError
-from wan_worker.exact import Compiling
 from wan_worker.faults import classify
 from wan_worker.job import Worker
-from wan_worker.outputs import Output
-from wan_worker.request import Request
+from wan_worker.pipelines import offload
+from wan_worker.planning import plan
+from wan_worker.planning.speedups import Compiling
+from wan_worker.request.outputs import Output
+from wan_worker.request.parse import Request
+from wan_worker.weights import store
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def run(worker: Worker) -> None:
 
 def _load(worker: Worker, name: str) -> None:
     settings = worker.settings
-    here = weights.installed(settings.models_dir, settings.volume_dir)
+    here = store.installed(settings.models_dir, settings.volume_dir)
     planned = plan.make(
         _native(MODELS[name]),
         worker.hardware,
@@ -60,7 +62,7 @@ def _load(worker: Worker, name: str) -> None:
         compiling=Compiling("off"),  # which is done for the shapes of a job
     )
     pipeline = worker.pool.pipeline(planned, here[name], lambda: None)
-    placing.arrange(pipeline, planned)
+    offload.arrange(pipeline, planned)
 
 
 def _native(model: Model) -> Request:

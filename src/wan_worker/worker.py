@@ -12,37 +12,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from wan_worker import (
-    advise,
-    chain,
-    components,
-    contract,
-    delivery,
-    encode,
-    estimate,
-    hardware,
-    info,
-    lora_store,
-    net,
-    prompt,
-    references,
-    weights,
-    work,
-)
-from wan_worker.catalog import MODELS, Installed
-from wan_worker.compiling import Compiler
-from wan_worker.components import Component
-from wan_worker.contract import Contract
+from wan_worker.catalog import components
+from wan_worker.catalog.components import Component
+from wan_worker.catalog.models import MODELS, Installed
+from wan_worker.delivery import deliver
 from wan_worker.errors import ConfigInvalid, ModelCorrupt, ModelUnavailable
-from wan_worker.estimate import Estimate
-from wan_worker.exact import Compiling
-from wan_worker.hardware import Hardware
-from wan_worker.pipelines import Pool
-from wan_worker.plan import Plan
-from wan_worker.record import Record
-from wan_worker.request import Request
+from wan_worker.inputs import references
+from wan_worker.inputs.dialing import Policy
+from wan_worker.machine import hardware
+from wan_worker.machine.hardware import Hardware
+from wan_worker.machine.tuning import Tuning
+from wan_worker.media import encode
+from wan_worker.pipelines.compiling import Compiler
+from wan_worker.pipelines.pool import Pool
+from wan_worker.planning import segments
+from wan_worker.planning.plan import Plan
+from wan_worker.planning.speedups import Compiling
+from wan_worker.prompts import enhance
+from wan_worker.reports import info, model_advice
+from wan_worker.request import schema
+from wan_worker.request.parse import Request
+from wan_worker.request.schema import Contract
 from wan_worker.settings import Settings
-from wan_worker.tuning import Tuning
+from wan_worker.timing import estimate, work
+from wan_worker.timing.estimate import Estimate
+from wan_worker.timing.record import Record
+from wan_worker.weights import lora_files, store
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +49,7 @@ class Worker:
     settings: Settings
     contract: Contract
     hardware: Hardware
-    policy: net.Policy
+    policy: Policy
     pool: Pool
     ffmpeg: str
     tuning: Tuning
@@ -78,13 +73,13 @@ def make(settings: Settings) -> Worker:
         raise ConfigInvalid(f"{' and '.join(unknown)}: must be one of {', '.join(MODELS)}")
     machine = hardware.detect()
     others = (components.enhancer(settings.enhancer_model),)
-    for line in weights.explain(settings.models_dir, settings.volume_dir, *others):
+    for line in store.explain(settings.models_dir, settings.volume_dir, *others):
         log.info("weights: %s", line)
     return Worker(
         settings=settings,
-        contract=contract.load(),
+        contract=schema.load(),
         hardware=machine,
-        policy=net.Policy(allow_private=settings.allow_private_urls),
+        policy=Policy(allow_private=settings.allow_private_urls),
         pool=Pool(machine, compiler=Compiler(settings.compile_cache_dir)),
         ffmpeg=encode.find_ffmpeg(),
         tuning=Tuning(settings.state_dir),
@@ -100,7 +95,7 @@ def planned(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
         here, machine = installed(worker), worker.tuning.known(hardware.refresh(worker.hardware))
-        plan = chain.make(
+        plan = segments.make(
             asked,
             machine,
             here,
@@ -112,9 +107,9 @@ def planned(asked: Request, worker: Worker) -> Plan:
         )
         if not asked.enhance_prompt:
             return plan
-        return prompt.decide(plan, here[plan.model.id], machine, *enhancer(worker))
+        return enhance.decide(plan, here[plan.model.id], machine, *enhancer(worker))
     except ModelUnavailable:
-        broken = weights.damaged(settings.models_dir)
+        broken = store.damaged(settings.models_dir)
         if broken:
             raise ModelCorrupt(
                 f"{', '.join(broken)}: files are missing or cut short; install the model again "
@@ -139,7 +134,7 @@ def estimated(
         loaded=pool.loaded,
         knows=pool.embeddings.knows,
         imported="diffusers" in sys.modules,
-        to=delivery.place(asked, settings),
+        to=deliver.place(asked, settings),
         seen=worker.record.has,
     )
     to_do = work.visits(plan, installed(worker) if here is None else here, done)
@@ -150,10 +145,10 @@ def foresight(worker: Worker) -> info.Foresight:
     """What questions about jobs are answered by."""
     settings, here = worker.settings, installed(worker)
     machine = worker.tuning.known(hardware.refresh(worker.hardware))
-    everything, beside = advise.complete(here), advise.complete_extras(extras(worker))
+    everything, beside = model_advice.complete(here), model_advice.complete_extras(extras(worker))
 
     def imagine(asked: Request) -> Plan:
-        return chain.make(
+        return segments.make(
             asked, machine, everything, None, beside, settings.placement, settings.weight_type
         )
 
@@ -172,20 +167,20 @@ def check(asked: Request, worker: Worker) -> None:
         InvalidRequest, Unsupported: a LoRA is not here, or is none.
         UrlBlocked: an address that may not be dialled, or a picture that is none.
     """
-    delivery.destination(asked, worker.settings, worker.policy)
-    lora_store.check(asked.loras, worker.settings, worker.policy)
+    deliver.destination(asked, worker.settings, worker.policy)
+    lora_files.check(asked.loras, worker.settings, worker.policy)
     if not asked.reference_fallback:
         references.check(asked)
 
 
 def installed(worker: Worker) -> dict[str, Installed]:
     """Asked for each job: weights may be installed while the worker runs."""
-    return weights.installed(worker.settings.models_dir, worker.settings.volume_dir)
+    return store.installed(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def extras(worker: Worker) -> dict[str, Installed]:
     """Components beside the models, by name."""
-    return weights.extras(worker.settings.models_dir, worker.settings.volume_dir)
+    return store.extras(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def state(worker: Worker) -> info.State:
@@ -194,18 +189,18 @@ def state(worker: Worker) -> info.State:
     return info.State(
         hardware=hardware.refresh(worker.hardware),
         installed=installed(worker),
-        components=weights.whole(models, volume),
-        damaged=weights.damaged(models),
+        components=store.whole(models, volume),
+        damaged=store.damaged(models),
         loaded=worker.pool.loaded,
         busy=worker.gpu.locked(),
-        checks=weights.checks(models, volume),
+        checks=store.checks(models, volume),
         history=worker.record.history,
         process_peak_bytes=hardware.process_peak_bytes(),
     )
 
 
-def enhancer(worker: Worker) -> tuple[Component, weights.Found | None]:
+def enhancer(worker: Worker) -> tuple[Component, store.Found | None]:
     """The language model that was configured, and where it is."""
     settings = worker.settings
     component = components.enhancer(settings.enhancer_model)
-    return component, weights.locate(component, settings.models_dir, settings.volume_dir)
+    return component, store.locate(component, settings.models_dir, settings.volume_dir)

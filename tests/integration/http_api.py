@@ -126,7 +126,7 @@ class HttpApi(Child):
 
     def engine(self) -> psutil.Process:
         """The process that generates."""
-        found: list[psutil.Process] = self.until(lambda: self.children("wan_worker.engine"))
+        found: list[psutil.Process] = self.until(lambda: self.children("wan_worker.queue.engine"))
         return found[0]
 
     def children(self, module: str) -> list[psutil.Process]:

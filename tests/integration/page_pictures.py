@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.integration.browser import NAMES, launched, on_path
 from tests.integration.http_api import HttpApi
-from wan_worker import tiny
+from wan_worker.weights import tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PROMPT = "a red circle moving right on a white background"

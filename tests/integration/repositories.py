@@ -10,9 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from wan_worker import tiny
-from wan_worker.catalog import MODELS
-from wan_worker.components import (
+from wan_worker.catalog.components import (
     CLIP,
     CLIP_PROCESSOR,
     ENHANCER,
@@ -21,6 +19,8 @@ from wan_worker.components import (
     VAE_2_1,
     Component,
 )
+from wan_worker.catalog.models import MODELS
+from wan_worker.weights import tiny
 
 T2V, I2V = MODELS["wan2.1-t2v-1.3b"], MODELS["wan2.1-i2v-14b-480p"]
 TI2V_5B = UMT5.repository

@@ -54,7 +54,7 @@ def start(api: HttpApi, model: str) -> dict[str, Any]:
 
 
 def installers(api: HttpApi) -> list[psutil.Process]:
-    return api.children("wan_worker.installer")
+    return api.children("wan_worker.queue.download_process")
 
 
 def test_a_download_is_cancelled_goes_on_and_serves_a_job(api: HttpApi, hub: HubServer) -> None:
@@ -178,7 +178,7 @@ def test_downloading_is_for_the_admin(tmp_path: Path) -> None:
 def test_an_installer_ends_in_order_while_the_server_is_there(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": "src", "MODELS_DIR": str(tmp_path),
            "HF_HUB_OFFLINE": "1"}  # fmt: skip
-    command = (sys.executable, "-m", "wan_worker.installer", T2V.id)
+    command = (sys.executable, "-m", "wan_worker.queue.download_process", T2V.id)
     with subprocess.Popen(
         command, cwd=REPOSITORY, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE
     ) as process:

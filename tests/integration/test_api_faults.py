@@ -21,7 +21,7 @@ from tests.conftest import QUICK
 from tests.integration.http_api import COMMAND, HttpApi
 from tests.integration.test_api import LONG
 from tests.integration.worker import REPOSITORY, free_port
-from wan_worker.ledger import FILE, Ledger
+from wan_worker.queue.ledger import FILE, Ledger
 
 
 @contextmanager
@@ -96,7 +96,9 @@ def test_a_killed_engine_fails_its_job_and_the_server_goes_on(
         health = server.get("/health").json
         assert (health["status"], health["restarts"]) == ("ok", 1)
         entries = [json.loads(line) for line in server.log().splitlines() if line[:1] == "{"]
-        (said,) = [e for e in entries if e["logger"] == "wan_worker.dispatch" and "stage" in e]
+        (said,) = [
+            e for e in entries if e["logger"] == "wan_worker.queue.dispatch" and "stage" in e
+        ]
         assert (said["level"], said["stage"]) == ("WARNING", "denoise")
         assert running in said.values()
         assert left_behind(server) == []
@@ -232,7 +234,7 @@ def test_an_engine_that_can_not_understand_its_server_ends_without_its_job(
         ledger.submit("a", LONG, 1)
         ledger.start_next()
         with subprocess.Popen(
-            (sys.executable, "-m", "wan_worker.engine"),
+            (sys.executable, "-m", "wan_worker.queue.engine"),
             cwd=REPOSITORY,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "OMP_NUM_THREADS": "1",
                  "STATE_DIR": str(tmp_path), "OUTPUT_DIR": str(tmp_path),

@@ -21,14 +21,16 @@ from tests.conftest import QUICK
 from tests.integration import repositories
 from tests.integration.hub import Fault, HubServer, until
 from tests.integration.repositories import I2V, T2V, TI2V_5B
-from wan_worker import download, job, tensors, tiny, weights
-from wan_worker.catalog import components_of
-from wan_worker.components import CLIP, ENHANCER, UMT5, UMT5_TOKENIZER, VAE_2_1
+from wan_worker import job
+from wan_worker.catalog.components import CLIP, ENHANCER, UMT5, UMT5_TOKENIZER, VAE_2_1
+from wan_worker.catalog.distilled import TURBO
+from wan_worker.catalog.models import components_of
 from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable, WorkerError
-from wan_worker.hub import MAX_WAIT_SECONDS, Hub, Stopped
-from wan_worker.progress import Control
 from wan_worker.settings import Secret, Settings
-from wan_worker.turbo import TURBO
+from wan_worker.timing.progress import Control
+from wan_worker.weights import download, safetensors_file, tiny
+from wan_worker.weights import store as weights
+from wan_worker.weights.hub import MAX_WAIT_SECONDS, Hub, Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFORMER = next(c for c in T2V.components if c.role == "transformer")
@@ -521,19 +523,19 @@ def test_a_disk_that_is_too_small_is_found_out_before_the_first_byte(
 def test_a_disk_that_fills_up_leaves_nothing_half_there(
     server: HubServer, get: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = tensors.to_bfloat16
+    real = safetensors_file.to_bfloat16
 
     def full_disk(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr(tensors, "to_bfloat16", full_disk)
+    monkeypatch.setattr(safetensors_file, "to_bfloat16", full_disk)
     with pytest.raises(DiskFull) as caught:
         get()
     assert str(tmp_path) not in caught.value.message
     left = {path.name for path in (tmp_path / "models").iterdir()}
     assert not [name for name in left if name.endswith((".partial", ".download"))]
     assert VAE_2_1.name in left  # what was whole stays
-    monkeypatch.setattr(tensors, "to_bfloat16", real)
+    monkeypatch.setattr(safetensors_file, "to_bfloat16", real)
     get()
     weights.verify(tmp_path / "models", TRANSFORMER)
 

@@ -16,12 +16,13 @@ from tests.conftest import QUICK, Answer, error_of
 from tests.integration.faulty import Asked, Deaf, Fault, FaultyProxy, Refuse, Reset
 from tests.integration.s3 import S3Server
 from tests.integration.test_storage import artifact
-from wan_worker import buckets, storage
 from wan_worker import job as jobs
+from wan_worker.delivery import s3 as buckets
+from wan_worker.delivery import storage
 from wan_worker.errors import Canceled, StorageFailed
-from wan_worker.outputs import Output
-from wan_worker.progress import Control
+from wan_worker.request.outputs import Output
 from wan_worker.settings import Bucket, Secret
+from wan_worker.timing.progress import Control
 
 OUTPUT = Output("a cat", 1)
 TRIES = 6

@@ -227,7 +227,7 @@ from pathlib import Path
 from tests.integration.test_faulty_storage import OUTPUT, PART_BYTES
 from tests.integration.test_storage import artifact
 from wan_worker import buckets, storage
-from wan_worker.progress import Control
+from wan_worker.timing.progress import Control
 from wan_worker.settings import Bucket, Secret
 url, key, secret, name, folder = sys.argv[1:]
 buckets.PART_BYTES = PART_BYTES

@@ -9,7 +9,7 @@ from typing import Any
 from tests.conftest import QUICK
 from tests.integration.api_server import ApiServer
 from tests.integration.worker import REPOSITORY
-from tests.media import path_of, read
+from tests.made_files import path_of, read
 from tests.test_job import picture
 
 

@@ -21,10 +21,10 @@ from tests.integration.http_api import HttpApi
 from tests.integration.hub import Fault, HubServer
 from tests.integration.repositories import T2V
 from tests.test_job import picture
-from wan_worker import page as pages
-from wan_worker.hardware import Tuned
+from wan_worker.machine.hardware import Tuned
+from wan_worker.machine.tuning import Calibration, Trial, Tuning
+from wan_worker.server import routes_page as pages
 from wan_worker.settings import Bucket, Secret, Settings
-from wan_worker.tuning import Calibration, Trial, Tuning
 
 PROMPT = "a red circle moving right on a white background"
 SHORT = {"prompt": PROMPT, "size": "64x48", "num_inference_steps": "2", "duration": "0.3"}

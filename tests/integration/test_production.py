@@ -18,7 +18,7 @@ from tests.conftest import QUICK, Answer
 from tests.integration.conftest import Production
 from tests.integration.platform import Platform
 from tests.integration.worker import Worker
-from tests.media import read
+from tests.made_files import read
 from tests.test_job import picture
 
 SLOW = QUICK | {"size": "416x240", "num_frames": 9, "num_inference_steps": 100}

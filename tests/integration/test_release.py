@@ -17,14 +17,17 @@ from training import upscaler
 
 from tests.conftest import QUICK
 from tests.integration.hub import Fault, File, HubServer
-from wan_worker import catalog, download, job, rrdbnet, tiny, weights
-from wan_worker.catalog import EXTRAS
-from wan_worker.components import UPSCALER, Component, Release
+from wan_worker import job
+from wan_worker.catalog import models
+from wan_worker.catalog.components import UPSCALER, Component, Release
+from wan_worker.catalog.models import EXTRAS
 from wan_worker.errors import ModelCorrupt, ModelUnavailable
-from wan_worker.hub import Hub
-from wan_worker.progress import Control
-from wan_worker.rrdbnet import Shape
 from wan_worker.settings import Secret, Settings
+from wan_worker.timing.progress import Control
+from wan_worker.weights import download, real_esrgan, tiny
+from wan_worker.weights import store as weights
+from wan_worker.weights.hub import Hub
+from wan_worker.weights.real_esrgan import Shape
 
 FILE = "RealESRGAN_x4plus.pth"
 SMALL = Shape(num_feat=8, num_block=2, num_grow_ch=4)
@@ -53,7 +56,7 @@ def tensors() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The release holds a network of another size."""
-    monkeypatch.setattr(rrdbnet, "convert", functools.partial(rrdbnet.convert, shape=SMALL))
+    monkeypatch.setattr(real_esrgan, "convert", functools.partial(real_esrgan.convert, shape=SMALL))
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], HubSe
             )
             component = replace(UPSCALER, hub_bytes=len(data), release=release)
             extras = MappingProxyType({**EXTRAS, component.name: component})
-            monkeypatch.setattr(catalog, "EXTRAS", extras)
+            monkeypatch.setattr(models, "EXTRAS", extras)
             return server
 
         yield serve
@@ -84,7 +87,7 @@ def install(store: Path, token: str | None = None) -> list[str]:
 
 
 def component() -> Component:
-    return catalog.EXTRAS[UPSCALER.name]
+    return models.EXTRAS[UPSCALER.name]
 
 
 @pytest.mark.usefixtures("small")
@@ -207,4 +210,4 @@ def test_the_network_at_its_full_size_serves_a_job(publish: Any, tmp_path: Path)
     answer = job.run({"id": "full", "input": request}, worker, Control())
     assert answer["status"] == "completed", answer
     assert (answer["assets"][0]["width"], answer["assets"][0]["height"]) == (128, 128)
-    assert (store / UPSCALER.name / rrdbnet.WEIGHTS).stat().st_size > UPSCALER.stored_bytes
+    assert (store / UPSCALER.name / real_esrgan.WEIGHTS).stat().st_size > UPSCALER.stored_bytes

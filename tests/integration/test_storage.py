@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from tests.integration.s3 import S3Server
-from wan_worker import buckets, storage
-from wan_worker.artifact import Artifact
+from wan_worker.delivery import s3 as buckets
+from wan_worker.delivery import storage
 from wan_worker.errors import Canceled, StorageFailed
-from wan_worker.net import Policy
-from wan_worker.outputs import Output
-from wan_worker.progress import Control
+from wan_worker.inputs.dialing import Policy
+from wan_worker.media.artifact import Artifact
+from wan_worker.request.outputs import Output
 from wan_worker.settings import Bucket, Secret
+from wan_worker.timing.progress import Control
 
 OUTPUT = Output("a cat", 1)
 

@@ -1,0 +1,79 @@
+"""What does ``acceleration`` change in a request, and what does the plan say about it?
+
+Pure. ``turbo`` gives the request the settings that its weights were distilled for, in place of the
+preset's and the model's; what the request itself says stays. ``cached`` asks reuse which steps the
+job's schedule may spare. ``exact`` is nothing to do.
+Not covered: carrying it out (residuals, lora, solver), and which models can at all (choose).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from wan_worker.catalog import distilled
+from wan_worker.catalog.models import MODELS, Installed, Model
+from wan_worker.errors import ModelUnavailable
+from wan_worker.planning import step_cache
+from wan_worker.planning.model_choice import install_hint, misfit
+from wan_worker.request.parse import Notice, Request
+
+
+def equipped(
+    request: Request, installed: Mapping[str, Installed], extras: Mapping[str, Installed]
+) -> Mapping[str, Installed]:
+    """The models for ``auto`` to choose from: for turbo those that have its weights here.
+
+    All of them where none that serves the request has: the refusal then names what to install.
+    """
+    if request.acceleration != "turbo" or request.model != "auto":
+        return installed
+    able = {
+        name: here
+        for name, here in installed.items()
+        if misfit(request, MODELS[name]) is None and set(distilled.names_for(name)) <= set(extras)
+    }
+    return able or installed
+
+
+def in_few_steps(
+    request: Request, model: Model, extras: Mapping[str, Installed]
+) -> tuple[Request, str, tuple[Notice, ...]]:
+    """The request with what turbo's weights were made for, the reason, what the user would mind.
+
+    Raises:
+        ModelUnavailable: the model's weights for it are not installed.
+    """
+    absent = [name for name in distilled.names_for(model.id) if name not in extras]
+    if absent:
+        raise ModelUnavailable(install_hint(*absent), field=request.pointer("acceleration"))
+    made_for: dict[str, Any] = {
+        "num_inference_steps": distilled.STEPS,
+        "guidance_scale": distilled.GUIDANCE,
+        "solver": distilled.SOLVER,
+        "flow_shift": distilled.FLOW_SHIFT,
+    }
+    taken = {name: value for name, value in made_for.items() if name not in request.where}
+    values = ", ".join(f"{name} {value}" for name, value in taken.items())
+    why = f"acceleration: turbo, by distilled weights; {values or 'all settings as asked'}"
+    request = replace(request, **taken)
+    if request.guidance_scale == distilled.GUIDANCE:
+        return request, why, ()
+    notice = Notice(
+        "TURBO_GUIDED",
+        "Turbo's weights were distilled for guidance_scale 1; more takes twice as long and "
+        "overdoes colours.",
+    )
+    return request, why, (notice,)
+
+
+def reusing(
+    model: Model, solver: str, flow_shift: float, steps: int, taken: int
+) -> tuple[tuple[tuple[bool, ...], ...], str]:
+    """For each transformer, which of its steps are spared; and the reason."""
+    reused = step_cache.by_expert(model, solver, flow_shift, steps, taken)
+    count = sum(map(sum, reused))
+    why = (
+        f"acceleration: cached, {count} of {taken} steps take over what the step before computed, "
+        f"by the ratios published for {model.id}"
+    )
+    return reused, why if count else f"{why}; they lie too far apart, and this is exact"

@@ -1,0 +1,6 @@
+"""Who may use the HTTP API, and which route answers what?
+
+Promises: access is decided before a body is read; every refusal has the same form; the page
+fetches nothing from another host.
+Not covered: working the jobs off (queue).
+"""

@@ -1,0 +1,80 @@
+"""Routes: the page that a person uses, the API's reference, and the request's schema for both.
+
+The page is plain files with no build step, fetches nothing from another host and runs no script
+but its own; its headers hold the browser to that.
+Not covered: what the page does (web/).
+"""
+
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse, HTMLResponse
+
+from wan_worker.server.error_answers import not_found
+from wan_worker.server.shared import Parts
+from wan_worker.settings import Settings
+
+FOLDER: Final = Path(__file__).parent / "web"
+
+TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+"""Of what the page is made of, beside itself."""
+
+
+def router(parts: Parts) -> APIRouter:
+    routes = APIRouter()
+    held = headers(parts.settings)
+
+    @routes.get("/", include_in_schema=False)
+    @routes.get("/api/v1/dashboard/html", tags=["dashboard"], response_class=HTMLResponse)
+    async def page() -> FileResponse:
+        """The page."""
+        return FileResponse(FOLDER / "index.html", media_type="text/html", headers=held)
+
+    @routes.get("/docs", include_in_schema=False)
+    async def reference() -> FileResponse:
+        return FileResponse(FOLDER / "docs.html", media_type="text/html", headers=held)
+
+    @routes.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> FileResponse:
+        path = FOLDER / name
+        if path.suffix not in TYPES or path.parent != FOLDER or not path.is_file():
+            raise not_found("The page has no such part")
+        return FileResponse(path, media_type=TYPES[path.suffix], headers=held)
+
+    @routes.get("/api/v1/schema", tags=["generation"])
+    async def schema() -> dict[str, Any]:
+        """Every field of a request: type, limits, default and meaning; and the presets' values."""
+        return {"request": parts.contract.validator.schema, "presets": parts.contract.presets}
+
+    return routes
+
+
+def headers(settings: Settings) -> dict[str, str]:
+    """What the browser is held to. Finished files may come from the configured bucket alone."""
+    media = "'self' blob: data:"
+    if settings.bucket is not None:
+        for url in (settings.bucket.endpoint_url, settings.bucket.public_url):
+            parts = urlsplit(url or "")
+            # Buckets are addressed by path or, as S3's own are, by a name before the host's.
+            if parts.netloc:
+                media += f" {parts.scheme}://{parts.netloc} {parts.scheme}://*.{parts.netloc}"
+    policy = {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": media,
+        "media-src": media,
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return {
+        "Content-Security-Policy": "; ".join(f"{what} {where}" for what, where in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cache-Control": "no-cache",
+    }

@@ -1,0 +1,224 @@
+"""The tiny Wan: weights of the real classes at toy size, for machines without a GPU.
+
+The trained ones lie in the repository (``weights/tiny``) and come out of ``training/``: a
+text-to-video and an image-to-video transformer with their VAE and encoders, which draw coloured
+shapes that move as the prompt says. A model of the same architecture gets a copy, and one that has
+more or fewer parts is put together from them; the 5B, whose VAE is another, is random and draws
+nothing. All are installed in the store like any others, the same to the byte every time.
+Not covered: training them, and pictures of anything else.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from wan_worker.catalog.components import ENHANCER, Component
+from wan_worker.catalog.distilled import TURBO
+from wan_worker.catalog.models import EXTRAS, MODELS, components_of
+from wan_worker.weights.store import LORAS, TINY, read_manifest, seal
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = dict[str, torch.Tensor]
+
+TRAINED: Final = Path(__file__).resolve().parents[3] / "weights" / "tiny"
+TAUGHT: Final = TRAINED.with_name("tiny-loras")
+"""One that teaches the tiny text-to-video model the colour cyan (training/lora.py)."""
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+
+TEXT_TO_VIDEO: Final = "wan2.1-t2v-1.3b.transformer"
+IMAGE_TO_VIDEO: Final = "wan2.1-i2v-14b-480p.transformer"
+COPIES: Final[Mapping[str, str]] = {
+    "wan2.1-t2v-14b.transformer": TEXT_TO_VIDEO,
+    "wan2.1-i2v-14b-720p.transformer": IMAGE_TO_VIDEO,
+    "wan2.2-t2v-a14b.transformer": TEXT_TO_VIDEO,
+    "wan2.2-t2v-a14b.transformer_2": TEXT_TO_VIDEO,
+}
+"""Components whose architecture is that of a trained one."""
+
+IMAGE_PARTS: Final = (".image_embedder.", ".add_k_proj.", ".add_v_proj.", ".norm_added_k.")
+"""What reads the CLIP embedding in Wan 2.1's image-to-video, and is not in 2.2's."""
+
+LATENTS: Final = 16
+"""Channels of the trained VAE's latents."""
+
+CLIP_TOKENS: Final = 17
+"""Patches of the toy CLIP's picture, and its class token."""
+
+
+def write(
+    models_dir: Path,
+    names: Iterable[str] = (*MODELS, *EXTRAS),
+    report: Callable[[str], None] = lambda line: None,
+    others: Iterable[Component] = (ENHANCER,),
+) -> None:
+    """Install the tiny components of these models, extras and others; those there already stay."""
+    models_dir.mkdir(parents=True, exist_ok=True)
+    for component in (*components_of(list(names)), *others):
+        target = models_dir / component.name
+        if read_manifest(target) is not None:
+            report(f"{component.name}: already there")
+            continue
+        partial = models_dir / f"{component.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        if component.name in _MADE:
+            partial.mkdir()
+            with _seeded(component.name):
+                _MADE[component.name](partial)
+        else:
+            shutil.copytree(TRAINED / COPIES.get(component.name, component.name), partial)
+        seal(partial, target, component, TINY)
+        report(f"{component.name}: written")
+    if TAUGHT.is_dir():  # not in the image
+        shutil.copytree(TAUGHT, models_dir / LORAS, dirs_exist_ok=True)
+        report(f"{LORAS}: written")
+
+
+def _seeded(name: str) -> ExitStack:
+    """Fix torch's global generator for one component, and give it back as it was."""
+    import torch
+
+    stack = ExitStack()
+    stack.enter_context(torch.random.fork_rng(devices=[]))
+    torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
+    return stack
+
+
+def _first_frame_only(folder: Path) -> None:
+    """Wan 2.2's image-to-video: the first frame is seen as latents and not through CLIP."""
+    config, tensors = _trained(IMAGE_TO_VIDEO)
+    kept = {n: t for n, t in tensors.items() if not any(part in n for part in IMAGE_PARTS)}
+    _save(folder, config | {"image_dim": None, "added_kv_proj_dim": None}, kept)
+
+
+def _first_and_last_frame(folder: Path) -> None:
+    """FLF2V: two pictures go through CLIP, told apart by a position embedding."""
+    import torch
+
+    config, tensors = _trained(IMAGE_TO_VIDEO)
+    shape = (1, 2 * CLIP_TOKENS, config["image_dim"])
+    tensors["condition_embedder.image_embedder.pos_embed"] = torch.randn(shape) * 0.02
+    _save(folder, config | {"pos_embed_seq_len": 2 * CLIP_TOKENS}, tensors)
+
+
+def _vace(folder: Path) -> None:
+    """The trained image-to-video in VACE's form: what it reads of the picture comes from beside.
+
+    VACE adds its blocks' outputs to the stream after the block that each stands beside. So the
+    stream begins with a block that passes it on unchanged, and beside it stands a VACE block that
+    does the same: it returns the embedded picture plus the stream. With the noise embedded at half
+    its strength, their sum is what image-to-video embeds in one go.
+    """
+    import torch
+    from diffusers import WanVACETransformer3DModel
+
+    config, trained = _trained(IMAGE_TO_VIDEO)
+    config |= {
+        "_class_name": WanVACETransformer3DModel.__name__,
+        "in_channels": LATENTS,
+        "num_layers": config["num_layers"] + 1,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "vace_layers": [0],
+        # Latents of what is known, latents of what is to be made, and a mask of 8x8 pixels.
+        "vace_in_channels": 2 * LATENTS + 64,
+    }
+    made: Tensors = WanVACETransformer3DModel.from_config(config).state_dict()
+    for name, tensor in trained.items():
+        if name.startswith("blocks."):
+            _, layer, rest = name.split(".", 2)
+            name = f"blocks.{int(layer) + 1}.{rest}"
+        if name in made:
+            made[name] = tensor
+    for name, tensor in made.items():
+        passes_on = name.startswith(("blocks.0.", "vace_blocks.0."))
+        if passes_on and any(part in name for part in (".to_out.", ".ffn.net.2.")):
+            tensor.zero_()
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    for projection in ("proj_in", "proj_out"):
+        made[f"vace_blocks.0.{projection}.weight"].copy_(torch.eye(width))
+        made[f"vace_blocks.0.{projection}.bias"].zero_()
+    embedding = trained["patch_embedding.weight"]  # of noise, of the mask, of the picture
+    made["patch_embedding.weight"] = embedding[:, :LATENTS].clone() / 2
+    made["patch_embedding.bias"] = trained["patch_embedding.bias"] / 2
+    made["vace_patch_embedding.bias"].zero_()
+    made["vace_patch_embedding.weight"].zero_()
+    made["vace_patch_embedding.weight"][:, :LATENTS] = embedding[:, -LATENTS:]
+    _save(folder, config, made)
+
+
+def _turbo(component: Component) -> Callable[[Path], None]:
+    """A LoRA that fits and teaches nothing: small random factors, nothing was distilled."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        config, _ = _trained(TEXT_TO_VIDEO)
+        width, rank = config["num_attention_heads"] * config["attention_head_dim"], 2
+        made: Tensors = {}
+        for block in range(config["num_layers"]):
+            stem = f"transformer.blocks.{block}.attn1.to_q.lora"
+            made[f"{stem}_A.weight"] = torch.randn(rank, width) / width
+            made[f"{stem}_B.weight"] = torch.randn(width, rank) / width
+        save_file(made, folder / component.file, metadata={"format": "pt"})
+
+    return make
+
+
+def _transformer_5b(folder: Path) -> None:
+    from diffusers import WanTransformer3DModel
+
+    config, _ = _trained(TEXT_TO_VIDEO)
+    config |= {"in_channels": 48, "out_channels": 48, "num_layers": 2}
+    WanTransformer3DModel.from_config(config).save_pretrained(folder)
+
+
+def _vae_5b(folder: Path) -> None:
+    """Wan 2.2's VAE: 16x in space, of which the patches are 2x, 4x in time, 48 channels."""
+    from diffusers import AutoencoderKLWan
+
+    channels = 48
+    AutoencoderKLWan(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
+    ).save_pretrained(folder)
+
+
+def _trained(name: str) -> tuple[dict[str, Any], "Tensors"]:
+    from safetensors.torch import load_file
+
+    folder = TRAINED / name
+    return json.loads((folder / "config.json").read_text("utf-8")), load_file(folder / WEIGHTS)
+
+
+def _save(folder: Path, config: Mapping[str, Any], tensors: "Tensors") -> None:
+    from safetensors.torch import save_file
+
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+_MADE: Final[Mapping[str, Callable[[Path], None]]] = {
+    "wan2.2-i2v-a14b.transformer": _first_frame_only,
+    "wan2.2-i2v-a14b.transformer_2": _first_frame_only,
+    "wan2.1-flf2v-14b-720p.transformer": _first_and_last_frame,
+    "wan2.1-vace-1.3b.transformer": _vace,
+    "wan2.2-ti2v-5b.transformer": _transformer_5b,
+    "wan2.2-vae": _vae_5b,
+} | {one.component.name: _turbo(one.component) for parts in TURBO.values() for one in parts}
