@@ -53,7 +53,7 @@ class Maker:
     def planned(self, prompt: str, seed: int, **changes: Any) -> plan.Plan:
         asked = {"mode": "video", "model": MODEL, "size": "96x64", "num_frames": 17}
         job = {"input": asked | {"prompt": prompt, "seed": seed, "guidance_scale": 5.0} | changes}
-        return plan.make(parse.parse(job, self.contract), self.machine, self.here)
+        return plan.make(parse.request(job, self.contract), self.machine, self.here)
 
     def frames(self, planned: plan.Plan) -> NDArray[np.uint8]:
         pipeline = self.pool.pipeline(planned, self.here[MODEL], lambda: None)

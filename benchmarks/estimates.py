@@ -41,10 +41,10 @@ from benchmarks import rounds
 from wan_worker import job as jobs
 from wan_worker.settings import Settings
 from wan_worker.timing import estimate
-from wan_worker.timing.estimate import Sample, Stay
+from wan_worker.timing.estimate import Sample, StageTime
 from wan_worker.timing.progress import Control
 from wan_worker.timing.record import Record
-from wan_worker.timing.work import Visit
+from wan_worker.timing.work import StageWork
 from wan_worker.weights import tiny
 
 MODELS = ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"]
@@ -58,8 +58,8 @@ SHARES = (0.1, 0.25, 0.5, 0.75)
 class Done:
     """One job, as it went."""
 
-    work: tuple[Visit, ...]
-    stays: tuple[Stay, ...]
+    work: tuple[StageWork, ...]
+    stays: tuple[StageTime, ...]
     samples: tuple[Sample, ...]
     told: tuple[tuple[float, float, float], ...]
     """At each report: share of the job that had passed, seconds left as told, as they were."""
@@ -125,10 +125,10 @@ def run(request: dict[str, Any], worker: jobs.Worker, clock: Clock, name: str) -
     told = tuple(((at - began) / (ended - began), left, ended - at) for at, left in seen)
     sizes = [asset["bytes"] for asset in answer["assets"]]
     work = control.estimate.work
-    samples = estimate.learn(work, control.stays, sizes)
+    samples = estimate.learn(work, control.stage_times, sizes)
     assert samples, "nothing was learned"
     error = answer["metadata"]["estimate"]["error"]
-    return Done(work, tuple(control.stays), samples, told, error)
+    return Done(work, tuple(control.stage_times), samples, told, error)
 
 
 def before(done: Sequence[Done], machine: Any, chance: random.Random) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class Bench:
             given["image_url"] = _picture(*size)
         if model.last_image == "required":
             given["last_image_url"] = _picture(*size)
-        asked = parse.parse({"id": "bench", "input": given}, schema.load())
+        asked = parse.request({"id": "bench", "input": given}, schema.load())
         here = {model.id: self.installed()}
 
         def replan(asked: parse.Request) -> Plan:

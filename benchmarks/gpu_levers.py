@@ -37,7 +37,7 @@ from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import activations
 from wan_worker.planning.plan import Plan
-from wan_worker.planning.speedups import Exact
+from wan_worker.planning.speedups import Speedups
 from wan_worker.prompts.embeddings import Embeddings
 from wan_worker.timing.progress import Control
 from wan_worker.vae import encoder
@@ -99,23 +99,23 @@ def denoise_rows(bench: Bench, rows: Rows, size: tuple[int, int], frames: int, w
     *embeds, _ = generate.encode_prompts(pipeline, planned, Embeddings())
     part = f"{bench.model_id}, {what}: denoise"
 
-    def row(way: Exact, fused: bool = False, remembers: bool = True) -> Row:
+    def row(way: Speedups, fused: bool = False, remembers: bool = True) -> Row:
         def run() -> tuple[rounds.Seconds, Any]:
             with _set(pipeline, way, fused, remembers):
-                return _denoise(bench, pipeline, replace(planned, exact=way), embeds, pictures)
+                return _denoise(bench, pipeline, replace(planned, speedups=way), embeds, pictures)
 
         return run
 
-    stock = Exact()
+    stock = Speedups()
     rows.add(part, "stock", row(stock, remembers=False))
     for name in KERNELS:
-        rows.add(part, f"attention {name}", row(Exact((name,)), remembers=False))
+        rows.add(part, f"attention {name}", row(Speedups((name,)), remembers=False))
     if frames == 1:
         rows.add(part, "prompt remembered", row(stock))
-        rows.add(part, "guidance together", row(Exact(guided_together=True)))
+        rows.add(part, "guidance together", row(Speedups(batched_guidance=True)))
     rows.add(part, "fused projections", row(stock, fused=True, remembers=False))
-    rows.add(part, "compiled", row(Exact(compiled=True), remembers=False))
-    best = replace(planned.exact, attention=(_right(pipeline, planned),))
+    rows.add(part, "compiled", row(Speedups(compiled=True), remembers=False))
+    best = replace(planned.speedups, attention=(_right(pipeline, planned),))
     rows.add(part, "as planned", row(best))
     rows.add(part, "as planned, compiled", row(replace(best, compiled=True), remembers=False))
     return pipeline, planned
@@ -123,14 +123,14 @@ def denoise_rows(bench: Bench, rows: Rows, size: tuple[int, int], frames: int, w
 
 def _right(pipeline: Any, planned: Plan) -> str:
     """The first of the plan's kernels that is right here."""
-    used = attention.Gate().use(pipeline, planned).reasons
+    used = attention.KernelChecks().use(pipeline, planned).reasons
     said = next((reason for reason in used if reason.startswith("attention: ")), "")
-    named = [n for n in planned.exact.attention if attention.SAID[n] in said.split(";")[0]]
+    named = [n for n in planned.speedups.attention if attention.SAID[n] in said.split(";")[0]]
     return named[0] if named else "native"
 
 
 @contextmanager
-def _set(pipeline: Any, way: Exact, fused: bool, remembers: bool) -> Iterator[None]:
+def _set(pipeline: Any, way: Speedups, fused: bool, remembers: bool) -> Iterator[None]:
     experts = [pipeline.transformer, getattr(pipeline, "transformer_2", None)]
     experts = [expert for expert in experts if expert is not None]
     bound = activations.REMEMBERING_TOKENS

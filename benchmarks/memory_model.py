@@ -5,10 +5,11 @@
 The real classes run under torch's FakeTensorMode: every tensor has its shape, type and lifetime,
 and no memory behind it, so that a 14B model at 1280x720 takes seconds on a laptop. A dispatch mode
 adds up the storages that are alive after each operation; the peak, without the weights, is what a
-stage needs beside them. It is the source of the constants in wan_worker.planning.activations, and the tests
-hold the formulas against the JSON. Each stage runs as the worker runs it: the transformer for one
-branch of guidance with three of its layers (they are alike), VACE's with all; the decoder for three
-latent frames with what it remembers of them; the encoder over the whole conditioning video.
+stage needs beside them. It is the source of the constants in wan_worker.planning.activations, and
+the tests hold the formulas against the JSON. Each stage runs as the worker runs it: the transformer
+for one branch of guidance with three of its layers (they are alike), VACE's with all; the decoder
+for three latent frames with what it remembers of them; the encoder over the whole conditioning
+video.
 
 Not counted, since no kernel runs: cuBLAS and cuDNN workspaces, what the allocator rounds up and
 can't reuse, the CUDA context. Not yet measured on a GPU.

@@ -25,7 +25,7 @@ from wan_worker import errors
 from wan_worker.catalog.models import EXTRAS, MODELS, Model, stored_bytes
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import memory
-from wan_worker.planning.activations import Job
+from wan_worker.planning.activations import JobSize
 
 README = ROOT / "README.md"
 REQUESTS = ROOT / "docs" / "requests.md"
@@ -243,7 +243,9 @@ def _placement(model: Model, gib: int) -> str | None:
     # Cards with error correction keep some of it: an L4 of 24 GB has 22.5 GiB.
     usable, ram = int(gib * 0.93 * 1024**3), HOST_GIB * 1024**3
     machine = Hardware("cuda", f"{gib} GB", usable, None, "sold with", ram_bytes=ram)
-    job = Job(model.default_size[0] * model.default_size[1], model.native_frames, _starts(model))
+    job = JobSize(
+        model.default_size[0] * model.default_size[1], model.native_frames, _starts(model)
+    )
     stored = {component.name: component.stored_bytes for component in model.components}
     found = memory.choose(model, stored, job, machine)
     return found.placement if found else None

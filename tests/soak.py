@@ -171,7 +171,7 @@ def soak(jobs: int, concurrency: int, models: Path, home: Path) -> dict[str, Any
                 done = index + 1
                 if done % QUEUED:
                     continue
-                settle(platform, worker, given[-QUEUED:])
+                resolve(platform, worker, given[-QUEUED:])
                 if done >= jobs * WARM_UP:
                     time.sleep(0.5)  # let the last job's threads go
                     states.append((done, look(worker.pid, worker.tmp)))
@@ -210,7 +210,7 @@ def soak(jobs: int, concurrency: int, models: Path, home: Path) -> dict[str, Any
     }
 
 
-def settle(platform: Platform, worker: Worker, given: list[tuple[str, str, str | None]]) -> None:
+def resolve(platform: Platform, worker: Worker, given: list[tuple[str, str, str | None]]) -> None:
     """Wait until each of these jobs is over: a cancelled one says so in the log alone."""
     for job, name, _ in given:
         if name == "cancelled":

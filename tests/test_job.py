@@ -342,11 +342,11 @@ def test_two_jobs_at_once_take_turns_at_the_gpu_and_have_folders_of_their_own(
     folders: set[Path] = set()
     make = clips.make
 
-    def watched(planned: Any, pictures: Any, studio: clips.Studio, *rest: Any) -> Any:
+    def watched(planned: Any, pictures: Any, context: clips.ClipContext, *rest: Any) -> Any:
         nonlocal most_inside
         inside.append(1)
         most_inside = max(most_inside, len(inside))
-        folders.add(studio.folder)
+        folders.add(context.folder)
         # The first to come waits until the other one waits for the GPU, and looks again.
         for _ in range(600):
             if len(folders) > 1 or all(c.stage not in ("plan", "fetch") for c in controls):
@@ -355,7 +355,7 @@ def test_two_jobs_at_once_take_turns_at_the_gpu_and_have_folders_of_their_own(
         time.sleep(0.3)
         most_inside = max(most_inside, len(inside))
         try:
-            return make(planned, pictures, studio, *rest)
+            return make(planned, pictures, context, *rest)
         finally:
             inside.pop()
 

@@ -24,7 +24,7 @@ from wan_worker.machine.hardware import Hardware
 from wan_worker.media import artifact, encode, upscale
 from wan_worker.media.artifact import Artifact
 from wan_worker.pipelines import generate, lora, offload
-from wan_worker.pipelines.long_video import Film
+from wan_worker.pipelines.long_video import LongVideo
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import out_of_memory
 from wan_worker.planning.plan import Plan
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Studio:
+class ClipContext:
     """What clips are made with."""
 
     pool: Pool
@@ -59,7 +59,11 @@ class Studio:
 
 
 def make(
-    planned: Plan, pictures: References, studio: Studio, made: list[Artifact], control: Control
+    planned: Plan,
+    pictures: References,
+    context: ClipContext,
+    made: list[Artifact],
+    control: Control,
 ) -> Plan:
     """Make every output of the plan, and add its file to ``made``.
 
@@ -74,39 +78,45 @@ def make(
     Raises:
         OutOfMemory: in the second try too, with what would take less.
     """
-    here = studio.installed[planned.model.id]
+    here = context.installed[planned.model.id]
     _use_threads(planned)
     try:
-        return _make(planned, pictures, studio, made, control)
+        return _make(planned, pictures, context, made, control)
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
     # Out of the except clause: its traceback would hold the tensors that are to be freed.
     log.warning("out of memory in stage %s: trying again in less", control.stage)
-    studio.pool.free()
+    context.pool.free()
     control.parts = ()
-    planned = out_of_memory.lower(planned, here, studio.hardware, studio.placement, control.stage)
+    planned = out_of_memory.lower_layout(
+        planned, here, context.hardware, context.placement, control.stage
+    )
     try:
-        return _make(planned, pictures, studio, made, control)
+        return _make(planned, pictures, context, made, control)
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
-    studio.pool.free()
+    context.pool.free()
     raise OutOfMemory(
         f"Out of memory, in a second try with less of it too: {out_of_memory.advice(planned, here)}"
     )
 
 
 def _make(
-    planned: Plan, pictures: References, studio: Studio, made: list[Artifact], control: Control
+    planned: Plan,
+    pictures: References,
+    context: ClipContext,
+    made: list[Artifact],
+    control: Control,
 ) -> Plan:
     count = len(planned.outputs)
-    with _equipped(planned, studio, control) as (pipeline, fits, planned):
-        planned = _with_loras(planned, studio.loras, fits)
-        network = studio.pool.upscaler(planned, studio.extras)
+    with _equipped(planned, context, control) as (pipeline, fits, planned):
+        planned = _with_loras(planned, context.loras, fits)
+        network = context.pool.upscaler(planned, context.extras)
         control.enter("prompt")
         embeds, negative_embeds, notices = generate.encode_prompts(
-            pipeline, planned, studio.pool.embeddings
+            pipeline, planned, context.pool.embeddings
         )
         for first in range(len(made), 0 if planned.segments else count, planned.batch_size):
             rows = slice(first, min(first + planned.batch_size, count))
@@ -121,23 +131,23 @@ def _make(
                 control.enter("decode_encode")
                 clip = latents[index - first : index - first + 1]
                 frames = generate.frames(pipeline.vae, clip, planned, control)
-                made.append(_file(frames, network, index, planned, studio, control))
+                made.append(_file(frames, network, index, planned, context, control))
     del pipeline  # its parts must be free to make way for those of the next segment's
     for index in range(len(made), count if planned.segments else 0):
         control.parts = _parts(index, index + 1, count)
-        film = Film(
+        film = LongVideo(
             of_output(planned, index),
             embeds[index : index + 1],
             negative_embeds,
             pictures,
-            lambda segment: _equipped(segment, studio, control),
+            lambda segment: _equipped(segment, context, control),
             control,
         )
-        made.append(_file(film.frames(), network, index, planned, studio, control))
+        made.append(_file(film.frames(), network, index, planned, context, control))
         if film.failure is not None:  # of ours: what is in ``made`` is not to be made again
             raise film.failure
     control.parts = ()
-    planned = studio.pool.compiler.explain(planned)
+    planned = context.pool.compiler.explain(planned)
     return replace(planned, notices=(*planned.notices, *notices))
 
 
@@ -146,7 +156,7 @@ def _use_threads(planned: Plan) -> None:
     import torch
 
     usual = _usual_threads()  # asked first, whatever this job has: it is what the next one gets
-    torch.set_num_threads(planned.exact.threads or usual)
+    torch.set_num_threads(planned.speedups.threads or usual)
 
 
 @cache
@@ -159,26 +169,26 @@ def _usual_threads() -> int:
 
 @contextmanager
 def _equipped(
-    planned: Plan, studio: Studio, control: Control
+    planned: Plan, context: ClipContext, control: Control
 ) -> Iterator[tuple[Any, tuple[lora.Fit, ...], Plan]]:
     """The plan's pipeline with the job's LoRAs on it, how they fit, and the plan as it is then."""
     control.enter("load")
-    here = studio.installed[planned.model.id]
-    pipeline = studio.pool.pipeline(planned, here, control.check)
-    with lora.applied(pipeline, (*_distilled(planned, studio), *studio.loras)) as fits:
+    here = context.installed[planned.model.id]
+    pipeline = context.pool.pipeline(planned, here, control.check)
+    with lora.applied(pipeline, (*_distilled(planned, context), *context.loras)) as fits:
         # After the LoRAs: what moves weights takes stock of them when it is put on.
         offload.arrange(pipeline, planned)
-        planned = studio.pool.attention.use(pipeline, planned)
-        with studio.pool.compiler.applied(pipeline, planned):
+        planned = context.pool.attention.use(pipeline, planned)
+        with context.pool.compiler.applied(pipeline, planned):
             yield pipeline, fits, planned
 
 
-def _distilled(planned: Plan, studio: Studio) -> tuple[LoraFile, ...]:
+def _distilled(planned: Plan, context: ClipContext) -> tuple[LoraFile, ...]:
     """The plan's turbo weights, as LoRAs of the job."""
     files = []
     for one in TURBO[planned.model.id] if planned.turbo else ():
         name = one.component.name
-        path = studio.extras[name].folders[name] / one.component.file
+        path = context.extras[name].folders[name] / one.component.file
         files.append(LoraFile(Lora(name, stage=one.stage, field="/input/acceleration"), path))
     return tuple(files)
 
@@ -206,22 +216,22 @@ def _file(
     network: Parameters | None,
     index: int,
     planned: Plan,
-    studio: Studio,
+    context: ClipContext,
     control: Control,
 ) -> Artifact:
     """One output's frames as a checked file."""
     spec = _spec(planned)
-    target = studio.folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
+    target = context.folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
     # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
     # the middle of the next job.
     with (
         closing(source),
         closing(
-            upscale.frames(source, network, planned.upscale, studio.hardware, control)
+            upscale.frames(source, network, planned.upscale, context.hardware, control)
         ) as frames,
-        artifact.reader(target, spec, studio.ffmpeg) as reader,
+        artifact.reader(target, spec, context.ffmpeg) as reader,
     ):
-        written = encode.write(frames, target, spec, control, studio.ffmpeg)
+        written = encode.write(frames, target, spec, control, context.ffmpeg)
         if written == spec.num_frames:  # else the error that ended it names its own stage
             control.enter("check")
         return artifact.check(target, replace(spec, num_frames=written), control, reader)

@@ -25,7 +25,7 @@ from wan_worker.machine import hardware
 from wan_worker.machine.hardware import Hardware
 from wan_worker.media import encode
 from wan_worker.planning import memory
-from wan_worker.planning.activations import Job
+from wan_worker.planning.activations import JobSize
 from wan_worker.planning.model_choice import install_hint
 from wan_worker.request import schema
 from wan_worker.settings import Settings, from_env
@@ -126,7 +126,7 @@ def _fits(settings: Settings, model: Model, found: Installed, machine: Hardware)
     """Does the model's native clip fit? A model that was named as the default must."""
     starts = model.text_pipeline is None
     width, height = model.default_size
-    native = Job(width * height, model.native_frames, has_image=starts)
+    native = JobSize(width * height, model.native_frames, has_image=starts)
     try:
         layout = memory.place(
             model, found, native, machine, settings.placement, settings.weight_type or "bf16"

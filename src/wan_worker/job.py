@@ -22,7 +22,7 @@ from typing import Any
 from wan_worker import clips, logs, scratch
 from wan_worker import worker as workers
 from wan_worker.catalog.models import Installed
-from wan_worker.clips import Studio
+from wan_worker.clips import ClipContext
 from wan_worker.delivery import callback, deliver, response, storage
 from wan_worker.errors import (
     Canceled,
@@ -120,8 +120,8 @@ def _serve(
 ) -> dict[str, Any]:
     control.enter("plan")
     if info.is_asked(job):
-        return info.answer(job, worker.contract, workers.state(worker), workers.foresight(worker))
-    asked = known.asked = parse.parse(job, worker.contract)
+        return info.answer(job, worker.contract, workers.state(worker), workers.planner(worker))
+    asked = known.asked = parse.request(job, worker.contract)
     destination = deliver.destination(asked, worker.settings, worker.policy)
     replan = partial(workers.planned, worker=worker)
     asked, planned = references.plan_with(asked, replan)
@@ -140,12 +140,12 @@ def _serve(
     output_dir = worker.settings.output_dir
     with (
         lora_files.fetched(asked.loras, worker.settings, worker.policy, control) as files,
-        deliver.rescued(made, asked, planned, destination, output_dir, control),
+        deliver.saved_on_failure(made, asked, planned, destination, output_dir, control),
     ):
         control.enter("queue")
         with _exclusive(worker.gpu, control):
             here = workers.installed(worker)
-            studio = Studio(
+            context = ClipContext(
                 worker.pool,
                 worker.hardware,
                 here,
@@ -158,13 +158,13 @@ def _serve(
             expected = workers.estimated(asked, planned, worker, here)
             control.expect(expected)
             hardware.forget_gpu_peak(worker.hardware)
-            planned = clips.make(planned, pictures, studio, made, control)
+            planned = clips.make(planned, pictures, context, made, control)
             known.peak_bytes = hardware.gpu_peak_bytes(worker.hardware)
         control.enter("upload")
-        stored = deliver.deliver(made, asked, planned, destination, control)
+        stored = deliver.artifacts(made, asked, planned, destination, control)
         control.close_stage()
         sizes = [artifact.bytes for artifact in made]
-        worker.record.add(estimate.learn(expected.work, control.stays, sizes))
+        worker.record.add(estimate.learn(expected.work, control.stage_times, sizes))
     return response.completed(asked, planned, stored, control)
 
 

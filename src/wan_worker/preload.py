@@ -17,7 +17,7 @@ from wan_worker.faults import classify
 from wan_worker.job import Worker
 from wan_worker.pipelines import offload
 from wan_worker.planning import plan
-from wan_worker.planning.speedups import Compiling
+from wan_worker.planning.speedups import CompilePolicy
 from wan_worker.request.outputs import Output
 from wan_worker.request.parse import Request
 from wan_worker.weights import store
@@ -59,7 +59,7 @@ def _load(worker: Worker, name: str) -> None:
         here,
         placement=settings.placement,
         weight_type=settings.weight_type,
-        compiling=Compiling("off"),  # which is done for the shapes of a job
+        compiling=CompilePolicy("off"),  # which is done for the shapes of a job
     )
     pipeline = worker.pool.pipeline(planned, here[name], lambda: None)
     offload.arrange(pipeline, planned)

@@ -27,7 +27,7 @@ from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import segments
 from wan_worker.planning.plan import Plan
-from wan_worker.planning.speedups import Compiling
+from wan_worker.planning.speedups import CompilePolicy
 from wan_worker.prompts import enhance
 from wan_worker.reports import info, model_advice
 from wan_worker.request import schema
@@ -103,7 +103,7 @@ def planned(asked: Request, worker: Worker) -> Plan:
             extras(worker),
             settings.placement,
             settings.weight_type,
-            Compiling(settings.compile, settings.compile_cache_dir is not None),
+            CompilePolicy(settings.compile, settings.compile_cache_dir is not None),
         )
         if not asked.enhance_prompt:
             return plan
@@ -130,31 +130,31 @@ def estimated(
         here: what is installed, for somebody who has looked already.
     """
     settings, pool = worker.settings, worker.pool
-    done = work.Here(
+    done = work.AlreadyDone(
         loaded=pool.loaded,
         knows=pool.embeddings.knows,
         imported="diffusers" in sys.modules,
         to=deliver.place(asked, settings),
         seen=worker.record.has,
     )
-    to_do = work.visits(plan, installed(worker) if here is None else here, done)
+    to_do = work.stages(plan, installed(worker) if here is None else here, done)
     return estimate.make(to_do, worker.record.samples, worker.hardware)
 
 
-def foresight(worker: Worker) -> info.Foresight:
+def planner(worker: Worker) -> info.Planner:
     """What questions about jobs are answered by."""
     settings, here = worker.settings, installed(worker)
     machine = worker.tuning.known(hardware.refresh(worker.hardware))
     everything, beside = model_advice.complete(here), model_advice.complete_extras(extras(worker))
 
-    def imagine(asked: Request) -> Plan:
+    def plan_as_if_installed(asked: Request) -> Plan:
         return segments.make(
             asked, machine, everything, None, beside, settings.placement, settings.weight_type
         )
 
-    return info.Foresight(
+    return info.Planner(
         replan=partial(planned, worker=worker),
-        imagine=imagine,
+        plan_as_if_installed=plan_as_if_installed,
         estimate=partial(estimated, worker=worker, here=here),
         check=partial(check, worker=worker),
     )

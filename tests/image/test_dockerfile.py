@@ -157,4 +157,4 @@ def test_there_is_a_preset_for_every_variant() -> None:
 
 @pytest.mark.parametrize("test", HUB_TESTS["tests"], ids=lambda test: test["name"])
 def test_the_hubs_tests_are_requests_that_the_worker_takes(test: dict[str, Any]) -> None:
-    parse.parse({"input": test["input"]}, contract.load())
+    parse.request({"input": test["input"]}, contract.load())

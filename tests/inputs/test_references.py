@@ -45,7 +45,7 @@ def gathered(
 ) -> tuple[plan.Plan, references.References]:
     here = replace(worker, settings=replace(worker.settings, models_dir=flf2v_dir))
     given = {k: v for k, v in (QUICK | fields).items() if v is not None}
-    asked = parse.parse({"input": given}, worker.contract)
+    asked = parse.request({"input": given}, worker.contract)
 
     def replan(asked: parse.Request) -> plan.Plan:
         return workers.planned(asked, here)

@@ -226,11 +226,11 @@ import sys
 from pathlib import Path
 from tests.integration.test_faulty_storage import OUTPUT, PART_BYTES
 from tests.integration.test_storage import artifact
-from wan_worker import buckets, storage
+from wan_worker.delivery import s3, storage
 from wan_worker.timing.progress import Control
 from wan_worker.settings import Bucket, Secret
 url, key, secret, name, folder = sys.argv[1:]
-buckets.PART_BYTES = PART_BYTES
+s3.PART_BYTES = PART_BYTES
 bucket = Bucket(url, Secret(key), Secret(secret), name)
 large = artifact(Path(folder) / "large.mp4", PART_BYTES * 3)
 storage.put(large, 0, OUTPUT, "killed-parts", buckets.S3(bucket, 60), Control())

@@ -20,8 +20,8 @@ from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.machine import attention_kernels, hardware
 from wan_worker.pipelines import attention, pool
-from wan_worker.pipelines.attention import Gate
-from wan_worker.planning.speedups import Exact
+from wan_worker.pipelines.attention import KernelChecks
+from wan_worker.planning.speedups import Speedups
 
 Serve = Callable[..., Answer]
 Kernel = Callable[..., torch.Tensor]
@@ -35,7 +35,7 @@ def tried(worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[jobs
     monkeypatch.setattr(
         attention_kernels, "candidates", lambda *_: ("_native_cudnn", attention_kernels.NATIVE)
     )
-    monkeypatch.setattr(worker.pool, "attention", Gate())
+    monkeypatch.setattr(worker.pool, "attention", KernelChecks())
     yield worker
     for name, part in worker.pool._components.items():
         if name.endswith((".transformer", ".transformer-2")):
@@ -55,7 +55,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[Kernel], None]:
 def written_out(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any
 ) -> torch.Tensor:
-    """Exact attention, rounded otherwise than torch's own: [batch, tokens, heads, width]."""
+    """Speedups attention, rounded otherwise than torch's own: [batch, tokens, heads, width]."""
     q, k, v = (x.double().transpose(1, 2) for x in (query, key, value))
     scores = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
     return (scores @ v).transpose(1, 2).to(query.dtype)
@@ -106,7 +106,7 @@ def test_candidates_fit_the_gpu_and_what_is_installed(
 
 def test_a_cpu_has_torchs_own_and_nothing_to_say() -> None:
     planned = plan_of(hardware=CPU)
-    assert planned.exact.attention == ("native",)
+    assert planned.speedups.attention == ("native",)
     assert not any(reason.startswith("attention:") for reason in planned.reasons)
 
 
@@ -177,9 +177,9 @@ def test_a_kernel_that_is_right_is_used_by_every_expert_and_by_nothing_else(
 ) -> None:
     kernel(written_out)
     planned = make_plan(every_worker, model="wan2.2-t2v-a14b")
-    planned = replace(planned, exact=Exact(("_native_cudnn", attention_kernels.NATIVE)))
+    planned = replace(planned, speedups=Speedups(("_native_cudnn", attention_kernels.NATIVE)))
     pipeline = build(every_worker, planned)
-    used = Gate().use(pipeline, planned)
+    used = KernelChecks().use(pipeline, planned)
     assert used.reasons[-1] == "attention: cuDNN's kernel, right on this GPU within its rounding"
     experts = (pipeline.transformer, pipeline.transformer_2)
     assert {p._attention_backend for e in experts for p in e.attn_processors.values()} == {CUDNN}
@@ -260,8 +260,8 @@ def test_out_of_memory_is_no_verdict(
 
     kernel(full)
     planned = make_plan(every_worker)
-    planned = replace(planned, exact=Exact(("_native_cudnn", attention_kernels.NATIVE)))
-    gate = Gate()
+    planned = replace(planned, speedups=Speedups(("_native_cudnn", attention_kernels.NATIVE)))
+    gate = KernelChecks()
     with pytest.raises(torch.OutOfMemoryError):
         gate.use(build(every_worker, planned), planned)
     assert not gate._problems

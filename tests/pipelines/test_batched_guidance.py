@@ -22,7 +22,7 @@ from wan_worker.pipelines import batched_guidance, generate, lora
 from wan_worker.planning import activations, speedups
 from wan_worker.planning.out_of_memory import lower
 from wan_worker.planning.plan import Plan
-from wan_worker.planning.speedups import Exact
+from wan_worker.planning.speedups import Speedups
 from wan_worker.prompts.embeddings import Embeddings
 from wan_worker.request.loras import Lora
 from wan_worker.timing.progress import Control
@@ -34,7 +34,7 @@ IMAGE = {"mode": "image", "num_frames": 1, "size": "832x480"}
 
 
 def together(planned: Plan) -> Plan:
-    return replace(planned, exact=Exact(guided_together=True))
+    return replace(planned, speedups=Speedups(batched_guidance=True))
 
 
 def forwards(pipeline: Any) -> list[int]:
@@ -153,31 +153,31 @@ def test_a_pipeline_that_calls_otherwise_is_an_error_and_not_a_wrong_picture() -
 )
 def test_it_is_for_few_tokens_on_a_gpu_and_said(changes: dict[str, Any], expected: bool) -> None:
     planned = plan_of(changes, hardware=gpu(80))
-    assert planned.exact.guided_together is expected
+    assert planned.speedups.batched_guidance is expected
     said = [reason for reason in planned.reasons if reason.startswith("guidance:")]
     assert said == (
         ["guidance: both branches in one forward, as few tokens leave a GPU idle"]
         if expected
         else []
     )
-    assert not plan_of(changes, hardware=CPU).exact.guided_together
+    assert not plan_of(changes, hardware=CPU).speedups.batched_guidance
 
 
 def test_it_is_not_combined_with_reused_steps() -> None:
     steps = {"num_inference_steps": 50, "acceleration": "cached"}
     planned = plan_of(IMAGE | steps, hardware=gpu(80))
     assert planned.reused_steps > 0
-    assert not planned.exact.guided_together
+    assert not planned.speedups.batched_guidance
 
 
 def test_turbo_has_no_second_branch() -> None:
     planned = turbo_of(**IMAGE | {"model": "wan2.1-t2v-14b"})
     assert planned.guidance_scale == 1.0
-    assert not planned.exact.guided_together
+    assert not planned.speedups.batched_guidance
 
 
 def test_its_memory_is_that_of_a_batch_of_two() -> None:
-    job = activations.Job(1280 * 720, 1, has_image=False)
+    job = activations.JobSize(1280 * 720, 1, has_image=False)
     model = plan_of().model
     small = activations._SMALL_TENSORS
     apart = activations.denoise_bytes(model, job) - small
@@ -186,17 +186,17 @@ def test_its_memory_is_that_of_a_batch_of_two() -> None:
 
 
 def test_it_is_not_done_where_it_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plan_of(IMAGE, hardware=gpu(80)).exact.guided_together
+    assert plan_of(IMAGE, hardware=gpu(80)).speedups.batched_guidance
     monkeypatch.setattr(speedups.memory, "fits", lambda *_: False)
-    assert not plan_of(IMAGE, hardware=gpu(80)).exact.guided_together
+    assert not plan_of(IMAGE, hardware=gpu(80)).speedups.batched_guidance
 
 
 def test_a_second_try_in_less_memory_computes_them_in_turn() -> None:
     planned = plan_of(IMAGE, hardware=gpu(80))
     here = store(planned.model.id)[planned.model.id]
     less = lower(planned, here, gpu(80), None, "denoise")
-    assert not less.exact.guided_together
-    assert less.exact.attention == planned.exact.attention
+    assert not less.speedups.batched_guidance
+    assert less.speedups.attention == planned.speedups.attention
 
 
 def test_the_same_seed_gives_the_same_bytes_together_before_and_after_others(

@@ -31,7 +31,7 @@ from wan_worker.planning import plan
 from wan_worker.planning.memory import Layout
 from wan_worker.planning.out_of_memory import lower
 from wan_worker.planning.plan import Plan
-from wan_worker.planning.speedups import AUTO, Compiling, Exact
+from wan_worker.planning.speedups import AUTO, CompilePolicy, Speedups
 from wan_worker.prompts.embeddings import Embeddings
 from wan_worker.request import parse
 from wan_worker.timing.progress import Control
@@ -65,7 +65,7 @@ def run(worker: jobs.Worker, changes: dict[str, Any] | None = None) -> Answer:
 
 
 def planned_for(worker: jobs.Worker, **changes: Any) -> Plan:
-    return replace(make_plan(worker, **changes), exact=Exact(compiled=True))
+    return replace(make_plan(worker, **changes), speedups=Speedups(compiled=True))
 
 
 def latents(worker: jobs.Worker, planned: Plan, compiler: Compiler | None = None) -> torch.Tensor:
@@ -83,9 +83,9 @@ def no_more_compiling() -> Iterator[None]:
 H200 = replace(gpu(140), name="NVIDIA H200")
 
 
-def plan_for(fields: dict[str, Any], machine: Hardware, compiling: Compiling = AUTO) -> Plan:
+def plan_for(fields: dict[str, Any], machine: Hardware, compiling: CompilePolicy = AUTO) -> Plan:
     job = {"input": {"prompt": "a cat"} | fields}
-    return plan.make(parse.parse(job, CONTRACT), machine, BOTH, compiling=compiling)
+    return plan.make(parse.request(job, CONTRACT), machine, BOTH, compiling=compiling)
 
 
 def said(answer: Answer) -> list[str]:
@@ -109,10 +109,10 @@ def test_every_models_blocks_are_one_graph_and_the_latents_are_the_same(
     every_worker: jobs.Worker, model: str, changes: dict[str, Any], graphs: int
 ) -> None:
     planned = planned_for(every_worker, model=model, **changes)
-    assert not planned.remembers_prompt
+    assert not planned.caches_text
     made = latents(every_worker, planned)
     assert 1 <= counters["stats"]["unique_graphs"] <= graphs
-    eager = denoise(every_worker, replace(planned, exact=Exact()))
+    eager = denoise(every_worker, replace(planned, speedups=Speedups()))
     assert torch.allclose(made, eager, atol=1e-4)
 
 
@@ -135,7 +135,7 @@ def test_a_second_job_of_the_same_shape_compiles_nothing(compiled: jobs.Worker) 
 @pytest.mark.usefixtures("traced")
 def test_it_is_put_together_with_guidance_in_one_forward(worker: jobs.Worker) -> None:
     planned = planned_for(worker)
-    both = replace(planned, exact=Exact(compiled=True, guided_together=True))
+    both = replace(planned, speedups=Speedups(compiled=True, batched_guidance=True))
     assert torch.allclose(latents(worker, both), latents(worker, planned), atol=1e-3)
 
 
@@ -206,7 +206,7 @@ def test_one_that_fails_midway_begins_anew(
     every_worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = planned_for(every_worker, model="wan2.1-t2v-1.3b", num_inference_steps=4)
-    eager = denoise(every_worker, replace(planned, exact=Exact()))
+    eager = denoise(every_worker, replace(planned, speedups=Speedups()))
     pipeline = build(every_worker, planned)
     calls = []
 
@@ -221,8 +221,8 @@ def test_one_that_fails_midway_begins_anew(
         made = denoise(every_worker, planned, pipeline)
     pipeline.transformer._forward_pre_hooks.clear()
     assert compiler.problem == "it failed (FailOnRecompileLimitHit)"
-    remembered = replace(planned, exact=Exact())
-    assert remembered.remembers_prompt
+    remembered = replace(planned, speedups=Speedups())
+    assert remembered.caches_text
     assert torch.allclose(made, eager, atol=1e-5)
     assert len(calls) == 5 + 8
 
@@ -272,7 +272,7 @@ def test_the_compilers_own_kernels_give_the_same_latents_and_are_kept(
     made = latents(worker, planned, compiler)
     assert not compiler.problem
     assert any((tmp_path / "kept").rglob("*"))
-    eager = denoise(worker, replace(planned, exact=Exact()))
+    eager = denoise(worker, replace(planned, speedups=Speedups()))
     assert torch.allclose(made, eager, atol=1e-3)
     assert not torch.equal(made, eager)  # else nothing of it was compiled
     with no_more_compiling():
@@ -288,20 +288,22 @@ LONG = {"mode": "video", "size": "832x480", "num_inference_steps": 50, "num_fram
 @pytest.mark.parametrize(
     ("changes", "how", "expected"),
     [
-        ({"model": I2V, **STARTS}, Compiling(), True),
-        ({"model": "wan2.1-t2v-1.3b"}, Compiling(), False),
-        ({"model": "wan2.1-t2v-1.3b"}, Compiling(kept=True), True),
-        ({"mode": "image", "num_frames": 1}, Compiling(kept=True), False),
-        ({"model": I2V, **STARTS}, Compiling("off"), False),
-        ({"mode": "image", "num_frames": 1}, Compiling("on"), True),
+        ({"model": I2V, **STARTS}, CompilePolicy(), True),
+        ({"model": "wan2.1-t2v-1.3b"}, CompilePolicy(), False),
+        ({"model": "wan2.1-t2v-1.3b"}, CompilePolicy(kept=True), True),
+        ({"mode": "image", "num_frames": 1}, CompilePolicy(kept=True), False),
+        ({"model": I2V, **STARTS}, CompilePolicy("off"), False),
+        ({"mode": "image", "num_frames": 1}, CompilePolicy("on"), True),
     ],
     ids=["long", "short", "short, kept", "image", "off", "on"],
 )
-def test_it_is_done_where_it_pays(changes: dict[str, Any], how: Compiling, expected: bool) -> None:
+def test_it_is_done_where_it_pays(
+    changes: dict[str, Any], how: CompilePolicy, expected: bool
+) -> None:
     planned = plan_for(LONG | changes, H200, how)
-    assert planned.exact.compiled is expected
+    assert planned.speedups.compiled is expected
     assert any(reason.startswith("compile: the") for reason in planned.reasons) is expected
-    assert planned.remembers_prompt is (not expected and "mode" in changes)
+    assert planned.caches_text is (not expected and "mode" in changes)
 
 
 def test_a_plan_that_compiles_says_what_for() -> None:
@@ -322,20 +324,20 @@ def test_a_plan_that_compiles_says_what_for() -> None:
 def test_what_can_not_be_compiled_says_so(
     changes: dict[str, Any], hardware: Hardware, why: str
 ) -> None:
-    planned = plan_for(LONG | changes, hardware, Compiling("on"))
+    planned = plan_for(LONG | changes, hardware, CompilePolicy("on"))
     assert f"compile: not, {why}" in planned.reasons
-    assert not planned.exact.compiled
+    assert not planned.speedups.compiled
 
 
 def test_a_cpu_compiles_nothing_by_itself() -> None:
     planned = plan_for(LONG, CPU)
-    assert not planned.exact.compiled
+    assert not planned.speedups.compiled
     assert not any(reason.startswith("compile") for reason in planned.reasons)
 
 
 def test_a_second_try_in_less_memory_is_not_compiled() -> None:
     planned = plan_for(LONG | {"model": I2V, **STARTS}, gpu(80))
-    assert planned.exact.compiled
+    assert planned.speedups.compiled
     here = store(I2V)[I2V]
-    assert not lower(planned, here, gpu(80), None, "denoise").exact.compiled
-    assert replace(planned, layout=Layout("resident")).exact.compiled
+    assert not lower(planned, here, gpu(80), None, "denoise").speedups.compiled
+    assert replace(planned, layout=Layout("resident")).speedups.compiled

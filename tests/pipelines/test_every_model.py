@@ -290,7 +290,7 @@ def test_a_batch_of_images_from_one_picture_has_a_noise_of_its_own_for_each(
 
     fields = {k: v for k, v in QUICK.items() if k != "num_frames"}
     fields |= {"mode": "image", "image_url": square(26), "num_outputs": 2, "strength": 0.5}
-    asked = parse.parse({"input": fields | {"size": "96x64"}}, every_worker.contract)
+    asked = parse.request({"input": fields | {"size": "96x64"}}, every_worker.contract)
     here = store.installed(every_worker.settings.models_dir)
     planned = plan.make(asked, every_worker.hardware, here)
     pipeline = every_worker.pool.pipeline(planned, here[planned.model.id], lambda: None)
@@ -307,7 +307,7 @@ def test_a_batch_of_images_from_one_picture_has_a_noise_of_its_own_for_each(
 
 def test_an_image_from_an_image_takes_its_shape_and_its_presets_area(make: Make) -> None:
     tall = data_uri(Image.fromarray(np.full((400, 200, 3), 90, np.uint8)))
-    # The size is the plan's, settled before anything is made.
+    # The size is the plan's, resolved before anything is made.
     answer = make(mode="image", num_frames=None, size="48x96", image_url=tall)
     assert still(answer).shape == (96, 48, 3)
 

@@ -23,7 +23,7 @@ from wan_worker.weights import store
 
 
 def make_plan(worker: job.Worker, **changes: Any) -> Plan:
-    asked = parse.parse({"id": "t", "input": QUICK | changes}, worker.contract)
+    asked = parse.request({"id": "t", "input": QUICK | changes}, worker.contract)
     return plan.make(asked, worker.hardware, store.installed(worker.settings.models_dir))
 
 

@@ -153,7 +153,7 @@ SCHEDULERS = {
 
 def planned(solver: str, flow_shift: float) -> Plan:
     given = {"mode": "video", "prompt": "x", "solver": solver, "flow_shift": flow_shift}
-    asked = parse.parse({"input": given}, contract.load())
+    asked = parse.request({"input": given}, contract.load())
     here = dict.fromkeys(MODELS, Installed({"a": 1}, True))
     return plan.make(asked, Hardware("cpu", "CPU", 1024**3, None, "for a test"), here)
 

@@ -407,8 +407,8 @@ def test_a_misfit_is_refused_with_its_counts_and_the_next_job_succeeds(
 ) -> None:
     plain = sha256_of(serve(T2V))
     state = renamed("attn1.to_q", "attn1.to_x")(written("diffusers", layers()))
-    file_of(models_dir / "loras", state, name="misfit")
-    error = error_of(serve(T2V | {"loras": [CYAN, {"source": "misfit"}]}))
+    file_of(models_dir / "loras", state, name="why_not")
+    error = error_of(serve(T2V | {"loras": [CYAN, {"source": "why_not"}]}))
     assert (error["code"], error["stage"]) == ("UNSUPPORTED", "load")
     assert error["field"] == "/input/loras/1/source"
     assert "108 of its 120" in error["message"]

@@ -169,7 +169,7 @@ def test_no_residual_is_kept_longer_than_it_is_used(worker: jobs.Worker) -> None
     pipeline = build(worker, planned)
     (steps,) = planned.reused
     held: list[int] = []
-    with magcache.reused(pipeline, planned):
+    with magcache.applied(pipeline, planned):
         (blocks,) = pipeline.transformer.blocks
         blocks.register_forward_hook(lambda module, *_: held.append(len(module.residuals)))
         embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())

@@ -151,7 +151,7 @@ def test_without_a_viewer_the_pipeline_is_called_as_if_there_were_no_previews(
         raise AssertionError("nobody is watching")
 
     for name in ("see", "draw"):
-        monkeypatch.setattr(previews.Sketch, name, unexpected)
+        monkeypatch.setattr(previews.LatentPreviews, name, unexpected)
     monkeypatch.setattr(previews, "jpeg", unexpected)
     answer = jobs.run({"id": "x", "input": QUICK}, worker, Control())
     assert "error" not in answer

@@ -32,11 +32,11 @@ def both_ways(
     worker: jobs.Worker, planned: Plan, monkeypatch: pytest.MonkeyPatch, pipeline: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents with remembering, and as diffusers computes them."""
-    assert planned.remembers_prompt
+    assert planned.caches_text
     ours = denoise(worker, planned, pipeline)
     with monkeypatch.context() as patch:
         patch.setattr(activations, "REMEMBERING_TOKENS", EACH_STEP)
-        assert not planned.remembers_prompt
+        assert not planned.caches_text
         return ours, denoise(worker, planned, pipeline)
 
 
@@ -151,7 +151,7 @@ def test_another_prompt_in_the_same_pipeline_is_computed_anew(worker: jobs.Worke
 )
 def test_it_is_done_where_it_pays_and_said(changes: dict[str, Any], remembers: bool) -> None:
     made = make(acceleration="exact", model="wan2.1-t2v-14b", **changes)
-    assert made.remembers_prompt is remembers
+    assert made.caches_text is remembers
     assert any("depends on it alone is computed once" in r for r in made.reasons) is remembers
 
 

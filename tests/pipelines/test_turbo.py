@@ -37,7 +37,7 @@ TURBO_EXTRAS = {name: Installed({name: 1}, False) for name in EXTRAS}
 
 def make(extras: dict[str, Installed] | None = None, **changes: Any) -> Plan:
     given = {"mode": "video", "prompt": "x", "acceleration": "turbo"} | changes
-    asked = parse.parse({"input": given}, CONTRACT)
+    asked = parse.request({"input": given}, CONTRACT)
     return plan.make(asked, GPU, HERE, extras=TURBO_EXTRAS if extras is None else extras)
 
 

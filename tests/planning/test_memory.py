@@ -18,7 +18,7 @@ from wan_worker.catalog.models import MODELS, Installed, Model
 from wan_worker.errors import Unsupported
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import activations, memory
-from wan_worker.planning.activations import Job
+from wan_worker.planning.activations import JobSize
 from wan_worker.planning.memory import Layout
 
 HERE = Path(__file__).resolve().parents[1]
@@ -43,18 +43,20 @@ def here(model: Model) -> Installed:
     return Installed(stored(model), tiny=False)
 
 
-def jobs_of(model: Model) -> dict[str, Job]:
+def jobs_of(model: Model) -> dict[str, JobSize]:
     """What the table asks for: the model's native clip, the largest preset's, the largest clip."""
     image = model.text_pipeline is None or model.expand_timesteps
     wide, high = model.default_size
     found = {
-        f"{wide}x{high}, {model.native_frames} frames": Job(wide * high, model.native_frames, image)
+        f"{wide}x{high}, {model.native_frames} frames": JobSize(
+            wide * high, model.native_frames, image
+        )
     }
     if model.max_pixels >= 1280 * 720:
         high = 720 if model.grid == 16 else 736
-        found["1280x720, 33 frames (video_high)"] = Job(1280 * high, 33, image)
+        found["1280x720, 33 frames (video_high)"] = JobSize(1280 * high, 33, image)
     if model.max_pixels > 1280 * 720:
-        found[f"1920x1080, {model.native_frames} frames"] = Job(
+        found[f"1920x1080, {model.native_frames} frames"] = JobSize(
             1920 * 1088, model.native_frames, image
         )
     return found
@@ -112,7 +114,7 @@ def test_fp8_and_int8_are_planned_alike() -> None:
 @pytest.mark.parametrize(("model", "job", "gb"), CASES)
 @pytest.mark.parametrize("weight_type", ["bf16", "int8"])
 def test_no_estimate_is_over_the_card(
-    model: Model, job: Job, gb: int, weight_type: memory.WeightType
+    model: Model, job: JobSize, gb: int, weight_type: memory.WeightType
 ) -> None:
     found = memory.choose(model, stored(model), job, card(gb), None, weight_type)
     if found is not None:
@@ -122,12 +124,12 @@ def test_no_estimate_is_over_the_card(
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.id)
 def test_every_model_makes_its_480p_clip_on_16_gb(model: Model) -> None:
-    job = Job(832 * 480, model.native_frames, model.text_pipeline is None)
+    job = JobSize(832 * 480, model.native_frames, model.text_pipeline is None)
     assert memory.choose(model, stored(model), job, card(16)) is not None
 
 
 @pytest.mark.parametrize(("model", "job", "gb"), CASES)
-def test_more_memory_never_makes_a_layout_worse(model: Model, job: Job, gb: int) -> None:
+def test_more_memory_never_makes_a_layout_worse(model: Model, job: JobSize, gb: int) -> None:
     order = list(memory.ladder(model, job, None, "bf16"))
     ranks = []
     for free in range(CARDS[gb] - 2000, CARDS[gb] + 2001, 1000):
@@ -141,7 +143,7 @@ def test_more_memory_never_makes_a_layout_worse(model: Model, job: Job, gb: int)
 
 def test_the_edge_is_exact() -> None:
     model = MODELS["wan2.2-t2v-a14b"]
-    job = Job(1280 * 720, 81, False)
+    job = JobSize(1280 * 720, 81, False)
     peak = memory.estimate(model, stored(model), job, Layout("resident")).peak_bytes
     at = memory.choose(model, stored(model), job, replace(card(141), memory_bytes=peak))
     below = memory.choose(model, stored(model), job, replace(card(141), memory_bytes=peak - 1))
@@ -152,7 +154,7 @@ def test_the_edge_is_exact() -> None:
 
 
 def test_what_others_hold_of_the_gpu_is_not_planned_with() -> None:
-    model, job = MODELS["wan2.1-t2v-1.3b"], Job(832 * 480, 81, False)
+    model, job = MODELS["wan2.1-t2v-1.3b"], JobSize(832 * 480, 81, False)
     shared = replace(card(48), taken_bytes=30 * 1024**3)
     alone = memory.choose(model, stored(model), job, card(48))
     beside = memory.choose(model, stored(model), job, shared)
@@ -162,7 +164,7 @@ def test_what_others_hold_of_the_gpu_is_not_planned_with() -> None:
 
 
 def test_weights_that_must_wait_in_main_memory_need_the_room_there() -> None:
-    model, job = MODELS["wan2.2-t2v-a14b"], Job(832 * 480, 81, False)
+    model, job = MODELS["wan2.2-t2v-a14b"], JobSize(832 * 480, 81, False)
     assert memory.choose(model, stored(model), job, card(24, ram_gib=128)) is not None
     assert memory.choose(model, stored(model), job, card(24, ram_gib=32)) is None
     with pytest.raises(Unsupported, match="of host memory"):
@@ -192,7 +194,7 @@ def test_a_refusal_says_what_is_missing_and_what_would_fit() -> None:
         memory.place(
             model,
             Installed(stored(model), tiny=False),
-            Job(1920 * 1088, 81, False),
+            JobSize(1920 * 1088, 81, False),
             card(16),
             None,
             "bf16",
@@ -210,7 +212,7 @@ def test_a_refusal_names_int8_where_that_is_what_helps() -> None:
         memory.place(
             model,
             Installed(stored(model), tiny=False),
-            Job(16 * 16, 1, False),
+            JobSize(16 * 16, 1, False),
             card(48),
             "resident",
             "bf16",
@@ -220,7 +222,7 @@ def test_a_refusal_names_int8_where_that_is_what_helps() -> None:
 
 @pytest.mark.parametrize("placement", ["resident", "sequential", "group"])
 def test_an_operators_placement_is_kept(placement: memory.Placement) -> None:
-    model, job = MODELS["wan2.1-t2v-1.3b"], Job(832 * 480, 81, False)
+    model, job = MODELS["wan2.1-t2v-1.3b"], JobSize(832 * 480, 81, False)
     found = memory.choose(model, stored(model), job, card(141), placement)
     assert found is not None
     assert found.placement == placement
@@ -255,7 +257,7 @@ def counted() -> Iterator[Any]:
 @pytest.mark.parametrize("entry", list(counted()))
 def test_a_formula_is_never_under_what_was_counted_and_near_it(entry: dict[str, Any]) -> None:
     wide, high = (int(side) for side in entry["size"].split("x"))
-    job = Job(wide * high, entry["frames"], entry["stage"] == "picture")
+    job = JobSize(wide * high, entry["frames"], entry["stage"] == "picture")
     model = MODELS[entry["model"]]
     formula = {
         "prompt": activations.prompt_bytes(),

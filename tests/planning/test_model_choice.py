@@ -73,7 +73,7 @@ def chosen(fields: Mapping[str, Any], models: list[str]) -> str:
         name: Installed({c.name: c.stored_bytes for c in MODELS[name].components}, tiny=False)
         for name in models
     }
-    asked = parse.parse({"input": {"prompt": "x", "num_inference_steps": 1} | fields}, CONTRACT)
+    asked = parse.request({"input": {"prompt": "x", "num_inference_steps": 1} | fields}, CONTRACT)
     try:
         return plan.make(asked, GPU, here).model.id
     except WorkerError as refusal:
@@ -168,7 +168,7 @@ def test_auto_takes_what_the_table_says() -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_whatever_is_installed_the_first_in_order_is_taken(name: str) -> None:
-    fields = parse.parse({"input": {"prompt": "x"} | REQUESTS[name]}, CONTRACT)
+    fields = parse.request({"input": {"prompt": "x"} | REQUESTS[name]}, CONTRACT)
     ordered = order(REQUESTS[name])
     for count in range(1, len(MODELS) + 1):
         for models in itertools.combinations(MODELS, count):
@@ -196,7 +196,7 @@ def make(models: list[str], **fields: Any) -> plan.Plan:
         for name in models
     }
     given = {"mode": "video", "prompt": "x"} | fields
-    asked = parse.parse({"input": {k: v for k, v in given.items() if v is not None}}, CONTRACT)
+    asked = parse.request({"input": {k: v for k, v in given.items() if v is not None}}, CONTRACT)
     return plan.make(asked, GPU, here)
 
 

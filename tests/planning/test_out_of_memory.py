@@ -19,7 +19,7 @@ from wan_worker.machine.hardware import Hardware
 from wan_worker.pipelines import generate
 from wan_worker.planning import memory, out_of_memory
 from wan_worker.planning.memory import Layout
-from wan_worker.planning.plan import Plan, job_of
+from wan_worker.planning.plan import Plan, job_size
 from wan_worker.timing.progress import Control
 from wan_worker.weights import store
 
@@ -119,7 +119,9 @@ def test_outputs_that_are_made_are_not_made_again(
 def test_a_batch_becomes_single_outputs(worker: jobs.Worker) -> None:
     planned = replace(make_plan(worker, num_outputs=4), batch_size=4)
     here = store.installed(worker.settings.models_dir)[planned.model.id]
-    assert out_of_memory.lower(planned, here, worker.hardware, None, "denoise").batch_size == 1
+    assert (
+        out_of_memory.lower_layout(planned, here, worker.hardware, None, "denoise").batch_size == 1
+    )
 
 
 # --- Down the ladder ---
@@ -149,10 +151,10 @@ def test_each_try_takes_less_where_it_failed(
     large: Plan, start: Layout, stage: str, estimated: memory.Stage
 ) -> None:
     here = stored(large.model.id)
-    lowered = out_of_memory.lower(replace(large, layout=start), here, card(80), None, stage)
+    lowered = out_of_memory.lower_layout(replace(large, layout=start), here, card(80), None, stage)
 
     def needed(layout: Layout) -> int:
-        found = memory.estimate(large.model, here.component_bytes, job_of(large), layout)
+        found = memory.estimate(large.model, here.component_bytes, job_size(large), layout)
         return dict(found.stages)[estimated]
 
     assert needed(lowered.layout) < needed(start)
@@ -161,19 +163,19 @@ def test_each_try_takes_less_where_it_failed(
 def test_another_models_segments_keep_what_was_found_for_them(large: Plan) -> None:
     heavier = replace(large, model=MODELS["wan2.1-i2v-14b-480p"], layout=Layout("group"))
     film = replace(large, segments=(large, heavier))
-    lowered = out_of_memory.lower(film, stored(large.model.id), card(80), None, "denoise")
+    lowered = out_of_memory.lower_layout(film, stored(large.model.id), card(80), None, "denoise")
     own, other = lowered.segments
     assert own.layout == lowered.layout != large.layout
     assert other.layout == heavier.layout
 
 
 def test_the_answer_states_the_peak_of_the_second_try(large: Plan) -> None:
-    lowered = out_of_memory.lower(large, stored(large.model.id), card(80), None, "denoise")
+    lowered = out_of_memory.lower_layout(large, stored(large.model.id), card(80), None, "denoise")
     assert lowered.public()["peak_gb"] is not None
 
 
 def test_the_operators_placement_is_kept(large: Plan) -> None:
-    lowered = out_of_memory.lower(
+    lowered = out_of_memory.lower_layout(
         large, stored(large.model.id), card(80), "resident", "decode_encode"
     )
     assert (lowered.placement, lowered.layout.decode) == ("resident", "bf16")
@@ -181,14 +183,16 @@ def test_the_operators_placement_is_kept(large: Plan) -> None:
 
 def test_at_the_bottom_of_the_ladder_the_same_is_tried_once_more(large: Plan) -> None:
     bottom = replace(large, layout=Layout("group"))
-    lowered = out_of_memory.lower(bottom, stored(large.model.id), card(80), None, "denoise")
+    lowered = out_of_memory.lower_layout(bottom, stored(large.model.id), card(80), None, "denoise")
     assert lowered.layout == bottom.layout
     assert "everything else out of the way" in lowered.reasons[-1]
 
 
 def test_tiles_that_came_in_the_second_try_are_told(large: Plan) -> None:
     bf16 = replace(large, layout=Layout("group", decode="bf16"), size=(1280, 720))
-    lowered = out_of_memory.lower(bf16, stored(large.model.id), card(80), "group", "decode_encode")
+    lowered = out_of_memory.lower_layout(
+        bf16, stored(large.model.id), card(80), "group", "decode_encode"
+    )
     assert lowered.layout.decode == "tiled"
     assert [n.code for n in lowered.notices if n.code == "VAE_TILED"] == ["VAE_TILED"]
 

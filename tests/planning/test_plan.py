@@ -14,7 +14,7 @@ from wan_worker.catalog.models import MAX_WORK, MODELS, NEGATIVE_PROMPT, Install
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported, WorkerError
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import memory, model_choice, plan
-from wan_worker.planning.activations import Job
+from wan_worker.planning.activations import JobSize
 from wan_worker.planning.memory import Layout
 from wan_worker.planning.plan import Plan, fit_to_image
 from wan_worker.request import parse
@@ -64,7 +64,7 @@ def make(
     given = {"prompt": "a cat", **(fields or {}), **more}
     if "job_type" not in given:
         given.setdefault("mode", "video")
-    asked = parse.parse({"id": "job-1", "input": given}, CONTRACT)
+    asked = parse.request({"id": "job-1", "input": given}, CONTRACT)
     return plan.make(asked, hardware, installed, default_model)
 
 
@@ -544,7 +544,7 @@ def test_a_larger_job_takes_another_layout() -> None:
 
 
 def test_the_requests_precision_wins_over_the_operators() -> None:
-    asked = parse.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
+    asked = parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
     auto = plan.make(asked, gpu(80), BOTH, weight_type="fp8")
     assert auto.layout.weight_type == "fp8"
     assert "WEIGHTS_QUANTIZED" in codes(auto)
@@ -566,7 +566,7 @@ def test_narrow_weights_come_with_their_reason_and_a_warning(kind: str) -> None:
     assert f"precision: {kind}, as asked" in made.reasons
     assert codes(made) == ["WEIGHTS_QUANTIZED"]
     assert kind in made.notices[0].message
-    asked = parse.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
+    asked = parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
     set_for_all = plan.make(asked, gpu(80), BOTH, weight_type=made.layout.weight_type)
     assert f"precision: {kind}, as WEIGHT_TYPE sets it for this worker" in set_for_all.reasons
 
@@ -581,7 +581,7 @@ def test_the_weights_that_a_plan_speaks_of_are_those_that_are_taken() -> None:
 
 
 def test_the_operators_placement_is_taken() -> None:
-    asked = parse.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
+    asked = parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
     assert plan.make(asked, gpu(80), BOTH, placement="group").placement == "group"
 
 
@@ -589,11 +589,14 @@ def test_a_batch_is_as_large_as_its_activations_allow() -> None:
     fields = {"num_outputs": 4, "size": "832x480", "num_frames": 9}
     assert make(fields, hardware=gpu(80)).batch_size == 4
     tight = memory.estimate(
-        MODELS[T2V], BOTH[T2V].component_bytes, Job(832 * 480, 9, False), Layout("resident")
+        MODELS[T2V], BOTH[T2V].component_bytes, JobSize(832 * 480, 9, False), Layout("resident")
     )
     bytes_of_two = dict(
         memory.estimate(
-            MODELS[T2V], BOTH[T2V].component_bytes, Job(832 * 480, 9, False, 2), Layout("resident")
+            MODELS[T2V],
+            BOTH[T2V].component_bytes,
+            JobSize(832 * 480, 9, False, 2),
+            Layout("resident"),
         ).stages
     )
     assert dict(tight.stages)["denoise"] < bytes_of_two["denoise"]

@@ -37,7 +37,7 @@ def make(
     *model_ids: str, hardware: Hardware = CPU, job: Mapping[str, Any] | None = None, **fields: Any
 ) -> Plan:
     given_fields = {"mode": "video", "prompt": "a cat", "seed": 7, "size": "832x480"} | fields
-    asked = parse.parse({"id": "job-1", "input": given_fields}, CONTRACT)
+    asked = parse.request({"id": "job-1", "input": given_fields}, CONTRACT)
     return segments.make(asked, hardware, store(*(model_ids or (T2V, I2V))))
 
 
@@ -141,7 +141,7 @@ def test_the_images_shape_holds_for_every_segment() -> None:
     made = make(num_frames=161, image_url=URL, size="512x512")
     assert {segment.size for segment in made.segments} == {(512, 512)}
     asked = {"mode": "video", "prompt": "x", "image_url": URL, "num_frames": 161}
-    open_size = segments.make(parse.parse({"input": asked}, CONTRACT), CPU, store(T2V, I2V))
+    open_size = segments.make(parse.request({"input": asked}, CONTRACT), CPU, store(T2V, I2V))
     assert open_size.size is None
     assert len(open_size.segments) == 2
 

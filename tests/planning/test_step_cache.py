@@ -26,7 +26,7 @@ URL = "https://example.com/cat.png"
 
 def make(**changes: Any) -> Plan:
     given = {"mode": "video", "prompt": "x", "acceleration": "cached"} | changes
-    return plan.make(parse.parse({"input": given}, CONTRACT), GPU, HERE)
+    return plan.make(parse.request({"input": given}, CONTRACT), GPU, HERE)
 
 
 def reason(made: Plan) -> str:
@@ -37,7 +37,7 @@ def reason(made: Plan) -> str:
 def own_schedule(model: Model) -> tuple[tuple[bool, ...], ...]:
     """What is reused on the very schedule that the ratios were measured on."""
     curve = CURVES[model.id]
-    return step_cache.by_expert(model, "unipc", curve.shift, curve.steps, curve.steps)
+    return step_cache.steps_to_reuse(model, "unipc", curve.shift, curve.steps, curve.steps)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -59,7 +59,7 @@ def test_the_steps_are_shared_out_as_the_pipeline_does(model: Model, solver: str
             made = scheduler(planned(solver, shift))
             made.set_timesteps(steps)
             high = int((made.timesteps >= model.boundary_ratio * 1000).sum())
-            found = step_cache.by_expert(model, solver, shift, steps, steps)
+            found = step_cache.steps_to_reuse(model, solver, shift, steps, steps)
             assert tuple(map(len, found)) == (high, steps - high)
 
 
@@ -122,7 +122,7 @@ def test_about_half_of_a_models_own_steps_are_spared_and_the_first_never(model_i
 def test_never_more_in_a_row_than_was_published() -> None:
     for model_id, curve in CURVES.items():
         for steps in range(1, 101):
-            for part in step_cache.by_expert(MODELS[model_id], "unipc", 5.0, steps, steps):
+            for part in step_cache.steps_to_reuse(MODELS[model_id], "unipc", 5.0, steps, steps):
                 runs = "".join("r" if reused else " " for reused in part).split()
                 assert max(map(len, runs), default=0) <= curve.in_a_row
 
@@ -131,7 +131,7 @@ def test_fewer_steps_lie_further_apart_and_fewer_of_them_are_spared() -> None:
     model = MODELS["wan2.1-t2v-1.3b"]
     shares = []
     for steps in (50, 25, 16, 12, 8, 4, 2):
-        (reused,) = step_cache.by_expert(model, "unipc", 5.0, steps, steps)
+        (reused,) = step_cache.steps_to_reuse(model, "unipc", 5.0, steps, steps)
         shares.append(sum(reused) / steps)
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 0.5
@@ -142,7 +142,7 @@ def test_a_noise_level_that_was_not_measured_is_computed() -> None:
     model = MODELS["wan2.1-t2v-1.3b"]
     levels = step_cache.noise_levels("unipc", 1.0, 50)
     lowest = step_cache.noise_levels("unipc", 5.0, 50)[-1]
-    (reused,) = step_cache.by_expert(model, "unipc", 1.0, 50, 50)
+    (reused,) = step_cache.steps_to_reuse(model, "unipc", 1.0, 50, 50)
     outside = [step for step, level in enumerate(levels) if level < lowest]
     assert outside
     assert not any(reused[step] for step in outside)
@@ -156,7 +156,9 @@ def test_image_to_image_reuses_within_the_steps_that_it_takes() -> None:
 
 
 def test_exact_is_the_default_and_reuses_nothing() -> None:
-    made = plan.make(parse.parse({"input": {"mode": "video", "prompt": "x"}}, CONTRACT), GPU, HERE)
+    made = plan.make(
+        parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT), GPU, HERE
+    )
     assert (made.acceleration, made.reused, made.reused_steps) == ("exact", (), 0)
     assert made.public()["acceleration"] == {
         "mode": "exact",
@@ -206,7 +208,7 @@ def test_a_model_without_published_ratios_is_refused_naming_those_that_have(
 def test_auto_takes_a_model_that_has_published_ratios() -> None:
     here = {name: HERE[name] for name in ("wan2.1-i2v-14b-480p", "wan2.1-vace-1.3b")}
     given = {"mode": "video", "prompt": "x", "image_url": URL, "acceleration": "cached"}
-    asked = parse.parse({"input": given}, CONTRACT)
+    asked = parse.request({"input": given}, CONTRACT)
     assert plan.make(asked, GPU, here).model.id == "wan2.1-i2v-14b-480p"
 
 

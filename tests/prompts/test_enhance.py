@@ -180,7 +180,7 @@ def test_an_enhanced_job_type_is_its_base_with_one_thing_more(base: str) -> None
     given = {"prompt": "x", "seed": 1}
 
     def parsed(**fields: Any) -> parse.Request:
-        return parse.parse({"input": given | fields}, rules)
+        return parse.request({"input": given | fields}, rules)
 
     enhanced = parsed(job_type=f"{kind}7b_{rest}_enhanced")
     assert enhanced.enhance_prompt

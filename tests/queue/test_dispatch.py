@@ -388,7 +388,7 @@ for command in commands:
 
 def test_an_answer_that_was_not_recorded_is_made_from_its_manifest(tmp_path: Path) -> None:
     script = f"""
-from wan_worker import storage
+from wan_worker.delivery import storage
 say("ready")
 for command in commands:
     folder = Path({str(tmp_path)!r}) / storage.job_folder(command["id"])

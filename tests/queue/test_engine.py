@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.conftest import QUICK
 from wan_worker.job import Worker
 from wan_worker.queue.engine import Engine
-from wan_worker.queue.json_lines import Line
+from wan_worker.queue.json_lines import JsonLines
 from wan_worker.queue.ledger import FILE, Ledger
 from wan_worker.timing.progress import Control
 
@@ -27,7 +27,7 @@ def test_a_job_that_ends_while_it_is_cancelled_does_not_end_the_engine(
     heard = io.BytesIO()
     with Ledger(tmp_path / FILE) as ledger:
         ledger.submit("next", QUICK, 1)
-        engine = Engine(worker, ledger, Line(heard))
+        engine = Engine(worker, ledger, JsonLines(heard))
         engine._controls = Ending(gone=Control())
         commands = [{"do": "cancel", "id": "gone"}, {"do": "run", "id": "next"}]
         engine.listen(io.BytesIO(b"\n".join(json.dumps(each).encode() for each in commands)))

@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHATTY = """
 import os, sys
 sys.path.insert(0, "src")
-from wan_worker.queue.json_lines import own_line
-line = own_line()
+from wan_worker.queue.json_lines import take_stdout
+line = take_stdout()
 print("a library prints")
 os.system("echo a program prints")
 os.write(1, b"so does C\\n")

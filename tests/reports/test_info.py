@@ -295,9 +295,9 @@ def test_speed_and_memory_are_ranked_by_what_is_estimated(
 def test_what_was_measured_here_changes_the_recommendation(ask: Serve, on_gpu: jobs.Worker) -> None:
     before = recommended(ask(on_gpu, report="recommend", request=CLIP, priority="speed"))
     given = CLIP | {"prompt": "x", "model": before[0]}
-    asked = parse.parse({"input": given}, on_gpu.contract)
-    foresight = workers.foresight(on_gpu)
-    denoise = foresight.estimate(asked, foresight.imagine(asked)).work[2]
+    asked = parse.request({"input": given}, on_gpu.contract)
+    planner = workers.planner(on_gpu)
+    denoise = planner.estimate(asked, planner.plan_as_if_installed(asked)).work[2]
     slow = denoise.steps[0].key
     on_gpu.record.add([Sample(slow, 100e12, 900.0)])
     after = ask(on_gpu, report="recommend", request=CLIP, priority="speed")

@@ -39,7 +39,7 @@ def parse(**fields: Any) -> Request:
 
 
 def parse_input(given: Any, **top: Any) -> Request:
-    return request.parse({"id": "job-1", "input": given, **top}, CONTRACT)
+    return request.request({"id": "job-1", "input": given, **top}, CONTRACT)
 
 
 def refused(given: Any, **top: Any) -> InvalidRequest:
@@ -68,7 +68,7 @@ def test_an_input_that_is_no_object_is_refused_with_its_pointer(given: Any) -> N
 
 def test_a_job_without_input_is_refused_with_its_pointer() -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        request.parse({"id": "job-1"}, CONTRACT)
+        request.request({"id": "job-1"}, CONTRACT)
     assert refusal.value.field == "/input"
 
 
@@ -80,7 +80,7 @@ def test_an_empty_input_says_that_a_mode_is_needed() -> None:
 
 def test_a_job_without_an_id_is_called_local() -> None:
     given = {"mode": "video", "prompt": "a cat"}
-    assert request.parse({"input": given}, CONTRACT).job_id == "local"
+    assert request.request({"input": given}, CONTRACT).job_id == "local"
     assert parse().job_id == "job-1"
 
 
@@ -953,7 +953,7 @@ def test_no_json_input_raises_anything_but_an_invalid_request(
     given_input: Any, s3: Any, name: Any
 ) -> None:
     try:
-        asked = request.parse({"id": name, "input": given_input, "s3Config": s3}, CONTRACT)
+        asked = request.request({"id": name, "input": given_input, "s3Config": s3}, CONTRACT)
     except InvalidRequest as error:
         assert error.field is not None
         assert error.field.startswith(("/input", "/s3Config"))

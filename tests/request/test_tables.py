@@ -39,9 +39,9 @@ def test_a_preset_asked_for_field_by_field_is_a_valid_request(name: str) -> None
     job_type, _, profile = name.partition(".")
     values = preset_sets()[name] | {"prompt": "x", "seed": 1}
     rules = contract.load()
-    by_hand = parse.parse({"input": {"mode": PRESETS[job_type]["mode"]} | values}, rules)
+    by_hand = parse.request({"input": {"mode": PRESETS[job_type]["mode"]} | values}, rules)
     chosen = {"job_type": job_type, "prompt": "x", "seed": 1}
-    by_name = parse.parse({"input": chosen | ({"profile": profile} if profile else {})}, rules)
+    by_name = parse.request({"input": chosen | ({"profile": profile} if profile else {})}, rules)
     differing = {n for n in vars(by_hand) if getattr(by_hand, n) != getattr(by_name, n)}
     assert differing == {"job_type", "size_is_explicit", "where"}
 

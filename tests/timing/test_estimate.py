@@ -10,10 +10,10 @@ from tests.conftest import QUICK
 from wan_worker import job as jobs
 from wan_worker.machine.hardware import Hardware
 from wan_worker.timing import estimate
-from wan_worker.timing.estimate import KEPT, Expected, Sample, Stay
+from wan_worker.timing.estimate import KEPT, Expected, Sample, StageTime
 from wan_worker.timing.progress import Control
 from wan_worker.timing.record import Record
-from wan_worker.timing.work import Key, Quantity, Visit
+from wan_worker.timing.work import Key, Quantity, StageWork
 
 H200 = Hardware("cuda", "NVIDIA H200", 141 * 1024**3, (9, 0), "for a test")
 STEP = Key("step", "wan2.1-t2v-1.3b", "cuda resident bf16")
@@ -29,7 +29,7 @@ def samples(*measured: tuple[float, float], key: Key = STEP, cold: bool = False)
 
 
 def step_seconds(amount: float, learned: Any, key: Key = STEP, machine: Hardware = H200) -> float:
-    visit = Visit("denoise", (), (Quantity(key, amount),))
+    visit = StageWork("denoise", (), (Quantity(key, amount),))
     return estimate.make([visit], learned, machine).seconds
 
 
@@ -73,7 +73,7 @@ def test_a_first_job_counts_until_there_is_another() -> None:
 
 
 def test_another_models_speed_stands_in_until_there_is_its_own() -> None:
-    visit = Visit("denoise", (), (Quantity(STEP, 100e12),))
+    visit = StageWork("denoise", (), (Quantity(STEP, 100e12),))
     other = samples((100e12, 3 * step_seconds(100e12, {})), key=OTHER)
     found = estimate.make([visit], other, H200)
     assert (found.basis, found.samples) == ("related", 1)
@@ -90,8 +90,8 @@ def test_another_layout_in_memory_is_not_taken_for_this_one() -> None:
 
 def test_the_basis_is_that_of_what_takes_the_longest() -> None:
     work = [
-        Visit("denoise", (), (Quantity(STEP, 100e12),) * 50),
-        Visit("decode_encode", (Quantity(DECODE, 1e12),)),
+        StageWork("denoise", (), (Quantity(STEP, 100e12),) * 50),
+        StageWork("decode_encode", (Quantity(DECODE, 1e12),)),
     ]
     assert estimate.make(work, samples((1e12, 1.0), key=DECODE), H200).basis == "assumed"
     found = estimate.make(work, samples((100e12, 1.0), (100e12, 1.0)), H200)
@@ -110,9 +110,9 @@ def test_what_is_remembered_is_bounded() -> None:
 # --- What a job teaches ---
 
 
-def denoising(*kinds: str, times: int = 2) -> Visit:
+def denoising(*kinds: str, times: int = 2) -> StageWork:
     keys = {"step": STEP, "reused": STEP._replace(kind="reused")}
-    return Visit(
+    return StageWork(
         "denoise", (Quantity(BEGIN),), tuple(Quantity(keys[k], 1e12, times) for k in kinds)
     )
 
@@ -122,21 +122,21 @@ def measured(found: Any) -> dict[str, float]:
 
 
 def test_the_wait_before_the_first_step_is_not_the_steps_fault() -> None:
-    stay = Stay("denoise", 10.0, (4.0, 2.0, 2.0, 2.0))
+    stay = StageTime("denoise", 10.0, (4.0, 2.0, 2.0, 2.0))
     found = measured(estimate.learn([denoising(*["step"] * 4)], [stay], [1]))
     assert found == {"begin": 2.0, "step": 1.0}
 
 
 def test_spared_steps_teach_their_own_time() -> None:
-    stay = Stay("denoise", 6.6, (2.0, 2.0, 0.2, 2.0, 0.4))
+    stay = StageTime("denoise", 6.6, (2.0, 2.0, 0.2, 2.0, 0.4))
     visit = denoising("step", "step", "reused", "step", "reused")
     found = measured(estimate.learn([visit], [stay], [1]))
     assert found == pytest.approx({"begin": 0.0, "reused": 0.15, "step": 1.0})
 
 
 def test_the_files_check_belongs_to_its_making_and_the_queue_to_nobody() -> None:
-    visit = Visit("decode_encode", (Quantity(DECODE, 1e9),))
-    stays = [Stay("queue", 50.0), Stay("decode_encode", 3.0), Stay("check", 1.0)]
+    visit = StageWork("decode_encode", (Quantity(DECODE, 1e9),))
+    stays = [StageTime("queue", 50.0), StageTime("decode_encode", 3.0), StageTime("check", 1.0)]
     assert measured(estimate.learn([visit], stays, [1])) == {"decode": 4.0}
     assert estimate.error(estimate.make([visit], {}, H200), stays) == pytest.approx(
         (estimate.make([visit], {}, H200).seconds - 4) / 4
@@ -146,18 +146,22 @@ def test_the_files_check_belongs_to_its_making_and_the_queue_to_nobody() -> None
 @pytest.mark.parametrize(
     "stays",
     [
-        [Stay("denoise", 9.0, (1.0,)), Stay("load", 1.0), Stay("denoise", 3.0, (1.0,) * 3)],
+        [
+            StageTime("denoise", 9.0, (1.0,)),
+            StageTime("load", 1.0),
+            StageTime("denoise", 3.0, (1.0,) * 3),
+        ],
         [],
-        [Stay("decode_encode", 3.0)],
+        [StageTime("decode_encode", 3.0)],
     ],
     ids=["a second try", "nothing", "another stage"],
 )
-def test_a_job_that_did_not_go_as_planned_teaches_nothing(stays: list[Stay]) -> None:
+def test_a_job_that_did_not_go_as_planned_teaches_nothing(stays: list[StageTime]) -> None:
     assert estimate.learn([denoising(*["step"] * 3)], stays, [1]) == ()
 
 
 def test_a_stop_in_the_middle_of_the_steps_teaches_nothing() -> None:
-    stay = Stay("denoise", 2.0, (1.0, 1.0))
+    stay = StageTime("denoise", 2.0, (1.0, 1.0))
     assert estimate.learn([denoising(*["step"] * 3)], [stay], [1]) == ()
 
 
@@ -189,25 +193,27 @@ JOB = (
 
 
 def test_before_the_first_step_the_estimate_counts_down() -> None:
-    assert estimate.left(JOB, 0, Stay("load", 0.0), {}) == 31.0
-    assert estimate.left(JOB, 0, Stay("load", 1.5), {}) == 29.5
-    assert estimate.left(JOB, 0, Stay("load", 99.0), {}) == 29.0
+    assert estimate.left(JOB, 0, StageTime("load", 0.0), {}) == 31.0
+    assert estimate.left(JOB, 0, StageTime("load", 1.5), {}) == 29.5
+    assert estimate.left(JOB, 0, StageTime("load", 99.0), {}) == 29.0
 
 
 def test_then_the_jobs_own_pace_corrects_all_that_is_alike() -> None:
-    stay = Stay("denoise", 10.0, (6.0, 2.0, 2.0))  # twice what was expected, three of eight done
+    stay = StageTime(
+        "denoise", 10.0, (6.0, 2.0, 2.0)
+    )  # twice what was expected, three of eight done
     assert estimate.left(JOB, 1, stay, {}, 8) == 2 * 5 + 4 + 2 * 10 + 4 + 1
 
 
 def test_a_pace_is_kept_for_the_next_output() -> None:
-    left = estimate.left(JOB, 2, Stay("decode_encode", 0.0), {"denoise": 2.0})
+    left = estimate.left(JOB, 2, StageTime("decode_encode", 0.0), {"denoise": 2.0})
     assert left == 4 + 20 + 4 + 1
 
 
 def test_steps_of_unequal_cost_are_not_counted_by_their_number() -> None:
     # The last two are spared: six of eight steps are all of the time.
     visit = Expected("denoise", 12.2, (2.0,) * 6 + (0.1,) * 2)
-    left = estimate.left((visit,), 0, Stay("denoise", 12.0, (2.0,) * 6), {}, 8)
+    left = estimate.left((visit,), 0, StageTime("denoise", 12.0, (2.0,) * 6), {}, 8)
     assert left == pytest.approx(0.2)
 
 
@@ -234,7 +240,7 @@ def test_an_answer_tells_what_was_expected_and_how_wrong_it_was(worker: jobs.Wor
 
 def test_a_failed_job_teaches_nothing(worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = replace(worker, record=Record())
-    monkeypatch.setattr("wan_worker.delivery.deliver.deliver", lambda *_: 1 / 0)
+    monkeypatch.setattr("wan_worker.delivery.deliver.artifacts", lambda *_: 1 / 0)
     assert "error" in jobs.run({"id": "f", "input": QUICK}, fresh, Control())
     assert fresh.record.samples == {}
 
@@ -264,10 +270,10 @@ def test_what_was_learned_changes_no_byte(worker: jobs.Worker) -> None:
 def test_compiling_is_expected_once_for_a_size_and_learned_apart_from_the_steps() -> None:
     fast = Key("step", STEP.of, STEP.how + " compiled")
     compile_ = Quantity(BEGIN._replace(kind="compile"))
-    first = Visit("denoise", (Quantity(BEGIN), compile_), (Quantity(fast, 1e12),) * 4)
+    first = StageWork("denoise", (Quantity(BEGIN), compile_), (Quantity(fast, 1e12),) * 4)
     again = replace(first, once=first.once[:1])
     extra = estimate.make([first], {}, H200).seconds - estimate.make([again], {}, H200).seconds
     assert extra > 20
-    stay = Stay("denoise", 64.0, (61.0, 1.0, 1.0, 1.0))
+    stay = StageTime("denoise", 64.0, (61.0, 1.0, 1.0, 1.0))
     found = measured(estimate.learn([first], [stay], [1]))
     assert found == {"compile": 60.0, "step": 1.0}

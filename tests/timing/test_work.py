@@ -20,11 +20,11 @@ from wan_worker.planning.plan import Plan
 from wan_worker.request import parse, schema
 from wan_worker.timing import work
 from wan_worker.timing.progress import Control
-from wan_worker.timing.work import Here, Visit
+from wan_worker.timing.work import AlreadyDone, StageWork
 from wan_worker.weights import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTHING_YET = Here(loaded=(), knows=lambda text, encoder: False, imported=True, to="folder")
+NOTHING_YET = AlreadyDone(loaded=(), knows=lambda text, encoder: False, imported=True, to="folder")
 MACHINE = Hardware("cuda", "NVIDIA H200", 141 * 1024**3, (9, 0), "for a test", ram_bytes=2**40)
 INSTALLED = {
     model.id: Installed({c.name: c.stored_bytes for c in model.components}, False)
@@ -107,15 +107,15 @@ def test_the_toy_shape_and_the_decoders_are_what_they_stand_for() -> None:
 
 
 def planned(**fields: Any) -> Plan:
-    asked = parse.parse({"input": {"mode": "video", "prompt": "x"} | fields}, schema.load())
+    asked = parse.request({"input": {"mode": "video", "prompt": "x"} | fields}, schema.load())
     return segments.make(asked, MACHINE, INSTALLED)
 
 
-def visits(plan: Plan, here: Here = NOTHING_YET) -> tuple[Visit, ...]:
-    return work.visits(plan, INSTALLED, here)
+def visits(plan: Plan, here: AlreadyDone = NOTHING_YET) -> tuple[StageWork, ...]:
+    return work.stages(plan, INSTALLED, here)
 
 
-def kinds(visit: Visit) -> list[str]:
+def kinds(visit: StageWork) -> list[str]:
     return [quantity.key.kind for quantity in visit.once]
 
 
@@ -191,7 +191,7 @@ def test_the_stages_are_those_that_the_job_passes(
     assert "error" not in answer, answer
     assert control.estimate is not None
     assert [visit.stage for visit in control.estimate.work] == stages
-    passed = [stay for stay in control.stays if stay.stage in work.STAGES]
+    passed = [stay for stay in control.stage_times if stay.stage in work.STAGES]
     assert [stay.stage for stay in passed] == stages
     counts = [len(visit.steps) for visit in control.estimate.work if visit.stage == "denoise"]
     assert [len(stay.steps) for stay in passed if stay.stage == "denoise"] == counts
@@ -209,7 +209,7 @@ def test_a_batch_is_denoised_together_and_decoded_one_by_one() -> None:
 
 def test_a_size_is_compiled_for_until_this_process_has_done_it() -> None:
     plan = planned(model="wan2.1-t2v-14b")
-    compiled = replace(plan, exact=replace(plan.exact, compiled=True))
+    compiled = replace(plan, speedups=replace(plan.speedups, compiled=True))
     seen: list[tuple[work.Key, float]] = []
 
     def has(key: work.Key, amount: float) -> bool:
@@ -221,4 +221,6 @@ def test_a_size_is_compiled_for_until_this_process_has_done_it() -> None:
     seen.append((denoise.steps[0].key, denoise.steps[0].amount))
     assert kinds(visits(compiled, here)[2]) == ["begin"]
     assert kinds(visits(replace(compiled, num_frames=41), here)[2]) == ["begin", "compile"]
-    assert kinds(visits(replace(plan, exact=replace(plan.exact, compiled=False)))[2]) == ["begin"]
+    assert kinds(visits(replace(plan, speedups=replace(plan.speedups, compiled=False)))[2]) == [
+        "begin"
+    ]

@@ -116,9 +116,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 import torch
-from wan_worker import tensors
+from wan_worker.weights import safetensors_file
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tensors.to_bfloat16(Path(sys.argv[1]), Path(sys.argv[2]), frozenset())
+safetensors_file.to_bfloat16(Path(sys.argv[1]), Path(sys.argv[2]), frozenset())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     target = tmp_path / "rounded.safetensors"

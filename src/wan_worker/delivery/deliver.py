@@ -32,7 +32,7 @@ from wan_worker.timing.progress import Control
 
 log = logging.getLogger(__name__)
 
-RESCUE_SECONDS = 30.0
+SAVE_SECONDS = 30.0
 """Beyond its deadline, for a job that has finished files to deliver."""
 
 
@@ -69,7 +69,7 @@ def _choose(asked: Request, settings: Settings, policy: Policy) -> Destination:
     )
 
 
-def deliver(
+def artifacts(
     made: Sequence[Artifact], asked: Request, planned: Plan, to: Destination, control: Control
 ) -> list[StoredAsset]:
     """Put every file and then the manifest.
@@ -91,7 +91,7 @@ def deliver(
 
 
 @contextmanager
-def rescued(
+def saved_on_failure(
     made: Sequence[Artifact],
     asked: Request,
     planned: Plan,
@@ -122,7 +122,7 @@ def _save(
     error: WorkerError,
 ) -> str:
     """Deliver or keep what a failed job has finished; says where, to follow the error's message."""
-    control.extend(RESCUE_SECONDS)
+    control.extend(SAVE_SECONDS)
     name, count = storage.job_folder(asked.job_id), f"{len(made)} file(s)"
     refused = isinstance(error, StorageFailed) or isinstance(to, Inline)
     for place in [Folder(output_dir)] if refused else [to, Folder(output_dir)]:

@@ -24,7 +24,7 @@ def completed(
     """The answer of a job that made everything it was asked for."""
     body = _body(asked, planned, [asset.public() for asset in assets], control)
     if control.estimate is not None:
-        wrong = estimate.error(control.estimate, control.stays)
+        wrong = estimate.error(control.estimate, control.stage_times)
         body["metadata"]["estimate"]["error"] = None if wrong is None else round(wrong, 4)
     return body
 

@@ -33,7 +33,7 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Held:
+class Contents:
     """What was found in a file."""
 
     width: int
@@ -50,7 +50,7 @@ class Reader:
     def __init__(self, process: "subprocess.Popen[bytes]", form: str, thumbs_path: Path) -> None:
         self._process, self._form, self._thumbs_path = process, form, thumbs_path
 
-    def read(self, path: Path, control: Control) -> Held:
+    def read(self, path: Path, control: Control) -> Contents:
         """Decode a file to its end.
 
         Raises:
@@ -62,7 +62,7 @@ class Reader:
             whole = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         listing = self._decoded(whole, control)
         pixels = np.fromfile(self._thumbs_path, dtype=np.uint8)
-        return Held(*_read_listing(listing), pixels)
+        return Contents(*_read_listing(listing), pixels)
 
     def _decoded(self, whole: mmap.mmap, control: Control) -> str:
         late = time.monotonic() + DECODE_SECONDS

@@ -29,7 +29,7 @@ BOUNDS: Final = {"torch.bfloat16": 0.01, "torch.float16": 0.002, "torch.float32"
 
 
 @dataclass
-class Gate:
+class KernelChecks:
     """Verdicts on kernels; for one thread at a time (the GPU lock)."""
 
     _problems: dict[tuple[Any, ...], str] = field(default_factory=dict)
@@ -43,14 +43,14 @@ class Gate:
             The plan, whose reason for it says what was found.
         """
         expert = pipeline.transformer
-        if plan.exact.attention == (NATIVE,):
+        if plan.speedups.attention == (NATIVE,):
             if self._given:  # a job before may have left it another one
                 _use(pipeline, NATIVE)
             return plan
         count = tokens(plan.segments[0] if plan.segments else plan)
         case = (expert.config.attention_head_dim, expert.dtype, count, plan.device)
         left = []
-        for name in plan.exact.attention:
+        for name in plan.speedups.attention:
             problem = "" if name == NATIVE else self._problem(name, *case)
             if not problem:
                 break

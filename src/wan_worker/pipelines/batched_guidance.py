@@ -33,14 +33,14 @@ BATCHED: Final = (
 
 
 @contextmanager
-def together(pipeline: Any, plan: Plan, negative: "torch.Tensor | None") -> Iterator[None]:
+def applied(pipeline: Any, plan: Plan, negative: "torch.Tensor | None") -> Iterator[None]:
     """The pipeline with its transformers computing both branches at once, for one call of it.
 
     Args:
         negative: what the pipeline gives the second branch: [outputs, 512, text_dim].
     """
     with ExitStack() as stack:
-        if plan.exact.guided_together and negative is not None:
+        if plan.speedups.batched_guidance and negative is not None:
             for role in ("transformer", "transformer_2"):
                 expert = getattr(pipeline, role, None)
                 if expert is not None:

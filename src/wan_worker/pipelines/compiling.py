@@ -42,7 +42,7 @@ class Compiler:
     @contextmanager
     def applied(self, pipeline: Any, plan: Plan) -> Iterator[None]:
         """The pipeline with its transformers' blocks compiled, if the plan says so."""
-        if not plan.exact.compiled or self.problem or not self._ready():
+        if not plan.speedups.compiled or self.problem or not self._ready():
             yield
             return
         parts = (pipeline.transformer, getattr(pipeline, "transformer_2", None))
@@ -83,7 +83,7 @@ class Compiler:
 
     def explain(self, plan: Plan) -> Plan:
         """The plan with what became of it, once it is carried out."""
-        if not plan.exact.compiled or not self.problem:
+        if not plan.speedups.compiled or not self.problem:
             return plan
         others = (reason for reason in plan.reasons if not reason.startswith("compile:"))
         said = f"compile: not, as {self.problem}; computed as it comes"

@@ -125,7 +125,7 @@ def denoise(
         return {}
 
     viewer = control.viewer if previews.possible(plan) else None
-    sketch = previews.Sketch(pipeline, decode)
+    sketch = previews.LatentPreviews(pipeline, decode)
 
     width, height = plan.generated_size
     count = len(plan.outputs)
@@ -139,9 +139,9 @@ def denoise(
         with (
             encoder.frame_by_frame(pipeline.vae),
             sync_free.timesteps(pipeline),
-            text_cache.prompt_work(pipeline, plan),
-            magcache.reused(pipeline, plan),
-            batched_guidance.together(pipeline, plan, negative_prompt_embeds),
+            text_cache.applied(pipeline, plan),
+            magcache.applied(pipeline, plan),
+            batched_guidance.applied(pipeline, plan, negative_prompt_embeds),
         ):
             made: torch.Tensor = pipeline(
                 prompt_embeds=prompt_embeds,

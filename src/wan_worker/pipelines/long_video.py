@@ -30,7 +30,7 @@ FINISH_SECONDS: Final = 30.0
 """Beyond the job's deadline, to close and check the file of the finished segments."""
 
 
-class Film:
+class LongVideo:
     """The frames of one output of a plan with segments.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def reused(pipeline: Any, plan: Plan) -> Iterator[None]:
+def applied(pipeline: Any, plan: Plan) -> Iterator[None]:
     """The pipeline with its transformers reusing residuals as planned, for one call of it."""
     if not any(map(any, plan.reused)):
         yield

@@ -20,7 +20,7 @@ from wan_worker.catalog.components import UPSCALER, Component
 from wan_worker.catalog.models import Installed, Model
 from wan_worker.machine.hardware import Hardware
 from wan_worker.pipelines import offload, quantize
-from wan_worker.pipelines.attention import Gate
+from wan_worker.pipelines.attention import KernelChecks
 from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.load import load_component, read_ahead
 from wan_worker.pipelines.schedulers import scheduler
@@ -44,7 +44,7 @@ class Pool:
         self._components: OrderedDict[str, Any] = OrderedDict()
         self._bytes: dict[str, int] = {}
         self.embeddings = Embeddings()
-        self.attention = Gate()
+        self.attention = KernelChecks()
         self.compiler = compiler or Compiler()
 
     @property

@@ -24,7 +24,7 @@ SIDE: Final = 256
 QUALITY: Final = 75
 
 
-class Sketch:
+class LatentPreviews:
     """Previews of one denoising call.
 
     Args:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def prompt_work(pipeline: Any, plan: Plan) -> Iterator[None]:
+def applied(pipeline: Any, plan: Plan) -> Iterator[None]:
     """The pipeline with its transformers remembering, for one call of it, if the plan says so."""
     with ExitStack() as stack:
-        for role in ("transformer", "transformer_2") if plan.remembers_prompt else ():
+        for role in ("transformer", "transformer_2") if plan.caches_text else ():
             expert = getattr(pipeline, role, None)
             if expert is not None:
                 _remember(expert, stack)

@@ -14,11 +14,11 @@ from wan_worker.catalog import distilled
 from wan_worker.catalog.models import MODELS, Installed, Model
 from wan_worker.errors import ModelUnavailable
 from wan_worker.planning import step_cache
-from wan_worker.planning.model_choice import install_hint, misfit
+from wan_worker.planning.model_choice import install_hint, why_not
 from wan_worker.request.parse import Notice, Request
 
 
-def equipped(
+def with_turbo_weights(
     request: Request, installed: Mapping[str, Installed], extras: Mapping[str, Installed]
 ) -> Mapping[str, Installed]:
     """The models for ``auto`` to choose from: for turbo those that have its weights here.
@@ -30,12 +30,12 @@ def equipped(
     able = {
         name: here
         for name, here in installed.items()
-        if misfit(request, MODELS[name]) is None and set(distilled.names_for(name)) <= set(extras)
+        if why_not(request, MODELS[name]) is None and set(distilled.names_for(name)) <= set(extras)
     }
     return able or installed
 
 
-def in_few_steps(
+def turbo_settings(
     request: Request, model: Model, extras: Mapping[str, Installed]
 ) -> tuple[Request, str, tuple[Notice, ...]]:
     """The request with what turbo's weights were made for, the reason, what the user would mind.
@@ -66,11 +66,11 @@ def in_few_steps(
     return request, why, (notice,)
 
 
-def reusing(
+def cached_steps(
     model: Model, solver: str, flow_shift: float, steps: int, taken: int
 ) -> tuple[tuple[tuple[bool, ...], ...], str]:
     """For each transformer, which of its steps are spared; and the reason."""
-    reused = step_cache.by_expert(model, solver, flow_shift, steps, taken)
+    reused = step_cache.steps_to_reuse(model, solver, flow_shift, steps, taken)
     count = sum(map(sum, reused))
     why = (
         f"acceleration: cached, {count} of {taken} steps take over what the step before computed, "

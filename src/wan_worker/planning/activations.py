@@ -61,7 +61,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class JobSize:
     """What of a job decides over its memory."""
 
     pixels: int
@@ -78,7 +78,7 @@ class Job:
     """Of the transformer's blocks, kept from one step to the next."""
     guided: bool = True
     """Both branches of guidance are computed."""
-    together: bool = False
+    batched_guidance: bool = False
     """In one forward."""
 
 
@@ -87,7 +87,7 @@ def prompt_bytes() -> int:
     return 4 * 64 * MAX_PROMPT_TOKENS**2 * 2 + _SMALL_TENSORS
 
 
-def denoise_bytes(model: Model, job: Job) -> int:
+def denoise_bytes(model: Model, job: JobSize) -> int:
     """One forward of the transformer in bf16; guidance runs its two in turn, or as one batch.
 
     At the peak a block holds, per token and channel, either the modulated residual (three fp32
@@ -110,13 +110,13 @@ def denoise_bytes(model: Model, job: Job) -> int:
     if shape.vace_layers:
         # The clip that VACE's call was given, in fp32.
         kept += 12 * job.frames * job.pixels
-    if remembers(model, job):
-        kept += remembered_bytes(model, job)
-    rows = 2 if job.together else 1
+    if caches_text(model, job):
+        kept += text_cache_bytes(model, job)
+    rows = 2 if job.batched_guidance else 1
     return job.batch * (latents // 4 * per_token * rows + kept) + _SMALL_TENSORS
 
 
-def remembers(model: Model, job: Job) -> bool:
+def caches_text(model: Model, job: JobSize) -> bool:
     """Are cross-attention's keys and values kept from step to step (remember)?
 
     Making them is 4 x 512 x dim^2 operations of each block: five in a hundred at the 1,560 tokens
@@ -125,7 +125,7 @@ def remembers(model: Model, job: Job) -> bool:
     return tokens(model, job) <= REMEMBERING_TOKENS
 
 
-def remembered_bytes(model: Model, job: Job) -> int:
+def text_cache_bytes(model: Model, job: JobSize) -> int:
     """Keys and values in bf16 for each block, branch and expert, of the text and of the picture."""
     shape = SHAPES[model.id]
     tokens = MAX_PROMPT_TOKENS + (2 * 257 if CLIP in model.components else 0)
@@ -147,7 +147,7 @@ def decode_bytes(model: Model, pixels: int, decode: Decode) -> int:
     return int(per_pixel * pixels * (0.53 if decode == "bf16" else 1)) + _SMALL_TENSORS
 
 
-def encode_bytes(model: Model, job: Job, tiled: bool) -> int:
+def encode_bytes(model: Model, job: JobSize, tiled: bool) -> int:
     """The conditioning video through the encoder in fp32: a frame at a time; a tile's by fours."""
     if not job.has_image:
         return 0
@@ -170,12 +170,12 @@ def adapter_bytes(model: Model) -> int:
     return 2 * ADAPTER_RANK * (16 * shape.dim + 2 * (shape.dim + shape.ffn)) * shape.layers
 
 
-def tokens(model: Model, job: Job) -> int:
+def tokens(model: Model, job: JobSize) -> int:
     """Of one clip: one for each 2x2 latents of each latent frame."""
     return latent_frames(job) * job.pixels // model.grid**2
 
 
-def latent_frames(job: Job) -> int:
+def latent_frames(job: JobSize) -> int:
     return (job.frames - 1) // 4 + 1
 
 

@@ -1,7 +1,7 @@
 """Which size, length and numbers, where the request and its preset leave them open? Pure.
 
 As asked wherever something is asked; else the model's own, with a reason for each. With a picture
-and no size of its own the shape waits for the picture, and only the number of pixels is settled.
+and no size of its own the shape waits for the picture, and only the number of pixels is resolved.
 Not covered: the model (choose), where it runs (memory).
 """
 
@@ -15,7 +15,7 @@ from wan_worker.request.parse import Notice, Request
 
 
 @dataclass(frozen=True)
-class Settled:
+class Resolved:
     """Nothing left open but a shape that is a picture's."""
 
     size: Size | None
@@ -38,7 +38,7 @@ class Settled:
         return self.pixel_budget if self.size is None else _area(self.size)
 
 
-def settle(request: Request, model: Model, *, tiny: bool) -> Settled:
+def resolve(request: Request, model: Model, *, tiny: bool) -> Resolved:
     """The request's numbers on a model.
 
     Args:
@@ -99,7 +99,7 @@ def settle(request: Request, model: Model, *, tiny: bool) -> Settled:
         # The two values that Wan's own scheduler configuration ships for 480p and 720p.
         flow_shift = 3.0 if area <= 854 * 480 else 5.0
         reasons.append(f"flow_shift: {flow_shift}, Wan's own for {area} pixels a frame")
-    return Settled(
+    return Resolved(
         size=size,
         pixel_budget=budget,
         num_frames=num_frames,

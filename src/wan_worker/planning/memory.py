@@ -26,7 +26,7 @@ from wan_worker.planning.activations import (
     TILE,
     UPSCALE_BYTES,
     Decode,
-    Job,
+    JobSize,
     Shape,
     adapter_bytes,
     decode_bytes,
@@ -130,7 +130,7 @@ def weight_bytes(
 def choose(
     model: Model,
     component_bytes: Mapping[str, int],
-    job: Job,
+    job: JobSize,
     hardware: Hardware,
     placement: Placement | None = None,
     weight_type: WeightType = "bf16",
@@ -152,7 +152,7 @@ def choose(
 
 
 def ladder(
-    model: Model, job: Job, placement: Placement | None, weight_type: WeightType
+    model: Model, job: JobSize, placement: Placement | None, weight_type: WeightType
 ) -> Iterator[Layout]:
     """The layouts that a job may take, best first; their peaks are not yet estimated."""
     placements: tuple[Placement, ...] = ("resident", "sequential", "group")
@@ -170,7 +170,9 @@ def ladder(
             yield Layout(where, weight_type, "tiled", tiled_encode=True)
 
 
-def estimate(model: Model, component_bytes: Mapping[str, int], job: Job, layout: Layout) -> Layout:
+def estimate(
+    model: Model, component_bytes: Mapping[str, int], job: JobSize, layout: Layout
+) -> Layout:
     """The layout with the peak of each stage."""
     sizes = weight_bytes(model, component_bytes, layout.weight_type)
     vae = sizes["vae"]
@@ -229,7 +231,7 @@ def _host_bytes(hardware: Hardware) -> int:
 def place(
     model: Model,
     here: Installed,
-    job: Job,
+    job: JobSize,
     hardware: Hardware,
     placement: Placement | None,
     weight_type: WeightType,
@@ -268,7 +270,7 @@ def place(
     )
 
 
-def fits(model: Model, here: Installed, job: Job, layout: Layout, hardware: Hardware) -> bool:
+def fits(model: Model, here: Installed, job: JobSize, layout: Layout, hardware: Hardware) -> bool:
     """Does a job fit this machine in a layout?"""
     if here.tiny or hardware.device == "cpu":
         return True
@@ -289,7 +291,7 @@ def _check_host(here: Installed, hardware: Hardware) -> None:
 def _least(
     model: Model,
     component_bytes: Mapping[str, int],
-    job: Job,
+    job: JobSize,
     hardware: Hardware,
     placement: Placement | None,
     weight_type: WeightType,
@@ -302,7 +304,7 @@ def _least(
     )
 
 
-def smaller_jobs(job: Job) -> Iterator[tuple[Job, str]]:
+def smaller_jobs(job: JobSize) -> Iterator[tuple[JobSize, str]]:
     """Smaller jobs of Wan's usual sizes and lengths, largest frame first, and how to say them."""
     for frames in (job.frames, 81, 49, 33, 17):
         for width, height in ((1280, 720), (832, 480), (640, 384)):
@@ -314,7 +316,7 @@ def smaller_jobs(job: Job) -> Iterator[tuple[Job, str]]:
 def _would_fit(
     model: Model,
     component_bytes: Mapping[str, int],
-    job: Job,
+    job: JobSize,
     hardware: Hardware,
     placement: Placement | None,
     weight_type: WeightType,

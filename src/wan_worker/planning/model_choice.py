@@ -33,13 +33,13 @@ def choose(
     """
     if request.model != "auto":
         model = MODELS[request.model]
-        refusal = misfit(request, model)
+        refusal = why_not(request, model)
         if refusal is not None:
             raise refusal
         if model.id not in installed:
             raise ModelUnavailable(install_hint(model.id), field=request.pointer("model"))
         return model, f"model: {model.id}, as named"
-    able = [m for m in MODELS.values() if misfit(request, m) is None]
+    able = [m for m in MODELS.values() if why_not(request, m) is None]
     here = [m for m in able if m.id in installed]
     if not here:
         raise _nothing_here(request, installed, able)
@@ -49,7 +49,7 @@ def choose(
     return _best(request, here)
 
 
-def misfit(request: Request, model: Model) -> Refusal | None:
+def why_not(request: Request, model: Model) -> Refusal | None:
     """Why this model can't serve the request, or None."""
     problem = _wrong_start(request, model)
     if problem is not None:
@@ -144,7 +144,7 @@ def _nothing_here(
     """A size that the installed models don't make is the answer, before one that is not here."""
     starting = [m for m in MODELS.values() if _wrong_start(request, m) is None]
     near = [m for m in starting if m.id in installed] or ([] if able else starting)
-    refusal = misfit(request, near[-1]) if near else None
+    refusal = why_not(request, near[-1]) if near else None
     if refusal is not None:
         return refusal
     if not able:

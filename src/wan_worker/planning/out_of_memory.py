@@ -11,11 +11,11 @@ from wan_worker.catalog.models import Installed
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import memory
 from wan_worker.planning.memory import Layout, gb
-from wan_worker.planning.plan import Plan, job_of
+from wan_worker.planning.plan import Plan, job_size
 from wan_worker.settings import Placement
 
 
-def lower(
+def lower_layout(
     plan: Plan, here: Installed, hardware: Hardware, placement: Placement | None, stage: str
 ) -> Plan:
     """The plan in less memory, with a reason; the same layout where none takes less.
@@ -34,10 +34,14 @@ def lower(
         plan,
         layout=layout,
         batch_size=1,
-        exact=replace(plan.exact, guided_together=False, compiled=False),
+        speedups=replace(plan.speedups, batched_guidance=False, compiled=False),
         # Another model's segments keep the layout that was found for that model.
         segments=tuple(
-            replace(s, layout=layout, exact=replace(s.exact, guided_together=False, compiled=False))
+            replace(
+                s,
+                layout=layout,
+                speedups=replace(s.speedups, batched_guidance=False, compiled=False),
+            )
             if s.model == plan.model
             else s
             for s in plan.segments
@@ -49,7 +53,7 @@ def lower(
 
 def advice(plan: Plan, here: Installed) -> str:
     """Which smaller job takes a quarter less, to end an error's message with."""
-    asked = job_of(plan)
+    asked = job_size(plan)
     peak = memory.estimate(plan.model, here.component_bytes, asked, plan.layout).peak_bytes
     for smaller, said in memory.smaller_jobs(asked):
         less = memory.estimate(plan.model, here.component_bytes, smaller, plan.layout).peak_bytes
@@ -64,7 +68,7 @@ def _below(
     """The first layout, best first, that is estimated to take less in the stage that failed."""
     if hardware.device == "cpu":  # weights have nowhere to go
         placement = "resident"
-    job, kind = job_of(plan), plan.layout.weight_type
+    job, kind = job_size(plan), plan.layout.weight_type
 
     def estimated(layout: Layout) -> Layout:
         return memory.estimate(plan.model, here.component_bytes, job, layout)

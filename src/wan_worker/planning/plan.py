@@ -29,11 +29,11 @@ from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import acceleration as accelerate
 from wan_worker.planning import activations, memory, speedups
-from wan_worker.planning.activations import Job
-from wan_worker.planning.defaults import settle
+from wan_worker.planning.activations import JobSize
+from wan_worker.planning.defaults import resolve
 from wan_worker.planning.memory import Layout
 from wan_worker.planning.model_choice import choose, install_hint
-from wan_worker.planning.speedups import AUTO, STOCK, Compiling, Exact
+from wan_worker.planning.speedups import AUTO, STOCK, CompilePolicy, Speedups
 from wan_worker.request import formats
 from wan_worker.request.formats import Mode
 from wan_worker.request.loras import PlannedLora
@@ -87,7 +87,7 @@ class Plan:
     """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
     loras: tuple[PlannedLora, ...] = ()
     acceleration: Acceleration = "exact"
-    exact: Exact = STOCK
+    speedups: Speedups = STOCK
     """What is computed otherwise than stock, to the same end."""
     reused: tuple[tuple[bool, ...], ...] = ()
     """For each transformer, whether each of its steps takes over the residual of the step before;
@@ -140,9 +140,9 @@ class Plan:
         return max(1, round(self.num_inference_steps * self.strength))
 
     @property
-    def remembers_prompt(self) -> bool:
+    def caches_text(self) -> bool:
         """Is what the transformers make of the prompt alone kept from step to step?"""
-        return not self.exact.compiled and activations.remembers(self.model, job_of(self))
+        return not self.speedups.compiled and activations.caches_text(self.model, job_size(self))
 
     @property
     def turbo(self) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ def make(
     extras: Mapping[str, Installed] = MappingProxyType({}),
     placement: Placement | None = None,
     weight_type: WeightType | None = None,
-    compiling: Compiling = AUTO,
+    compiling: CompilePolicy = AUTO,
 ) -> Plan:
     """Decide everything that can be decided before the first byte is fetched.
 
@@ -211,30 +211,32 @@ def make(
         Unsupported: no model, or not this GPU, can do it.
         ModelUnavailable: a model that could is known but not installed.
     """
-    model, why = choose(request, accelerate.equipped(request, installed, extras), default_model)
+    model, why = choose(
+        request, accelerate.with_turbo_weights(request, installed, extras), default_model
+    )
     reasons = [why]
     notices = list(request.notices)
     if request.acceleration == "turbo":
-        request, why, minded = accelerate.in_few_steps(request, model, extras)
+        request, why, minded = accelerate.turbo_settings(request, model, extras)
         reasons.append(why)
         notices += minded
     here = installed[model.id]
 
-    settled = settle(request, model, tiny=here.tiny)
-    reasons += settled.reasons
-    notices += settled.notices
-    area = settled.area
+    resolved = resolve(request, model, tiny=here.tiny)
+    reasons += resolved.reasons
+    notices += resolved.notices
+    area = resolved.area
     formats.check_upscaled(request.mode, area, request.upscale, request.pointer("upscale"))
     if request.upscale > 1 and UPSCALER.name not in extras:
         raise ModelUnavailable(install_hint(UPSCALER.name), field=request.pointer("upscale"))
     beside = [UPSCALER.name] if request.upscale > 1 else []
     if request.acceleration == "turbo":
         beside += distilled.names_for(model.id)
-    reasons += formats.reasons(request.output_format, settled.fps, request.upscale)
-    if request.mode == "video" and settled.fps != model.fps:
-        speed = "slower" if settled.fps < model.fps else "faster"
+    reasons += formats.reasons(request.output_format, resolved.fps, request.upscale)
+    if request.mode == "video" and resolved.fps != model.fps:
+        speed = "slower" if resolved.fps < model.fps else "faster"
         reasons.append(
-            f"motion: {speed} than life, drawn for {model.fps} fps and played at {settled.fps}"
+            f"motion: {speed} than life, drawn for {model.fps} fps and played at {resolved.fps}"
         )
     reasons += [lora.reason for lora in request.loras]
 
@@ -248,16 +250,16 @@ def make(
         ),
         references=request.references,
         strength=request.strength,
-        size=settled.size,
+        size=resolved.size,
         upscale=request.upscale,
-        pixel_budget=settled.pixel_budget,
-        num_frames=settled.num_frames,
-        fps=settled.fps,
-        num_inference_steps=settled.num_inference_steps,
-        guidance_scale=settled.guidance_scale,
-        guidance_scale_2=settled.guidance_scale_2,
-        solver=settled.solver,
-        flow_shift=settled.flow_shift,
+        pixel_budget=resolved.pixel_budget,
+        num_frames=resolved.num_frames,
+        fps=resolved.fps,
+        num_inference_steps=resolved.num_inference_steps,
+        guidance_scale=resolved.guidance_scale,
+        guidance_scale_2=resolved.guidance_scale_2,
+        solver=resolved.solver,
+        flow_shift=resolved.flow_shift,
         output_format=request.output_format,
         device=hardware.device,
         layout=Layout("resident"),
@@ -268,7 +270,7 @@ def make(
         acceleration=request.acceleration,
     )
     if request.acceleration == "cached":
-        reused, why = accelerate.reusing(
+        reused, why = accelerate.cached_steps(
             model, plan.solver, plan.flow_shift, plan.num_inference_steps, plan.steps_taken
         )
         plan = replace(plan, reused=reused, reasons=(*plan.reasons, why))
@@ -282,7 +284,7 @@ def make(
     if kind != "bf16":
         why = "as asked" if request.precision else "as WEIGHT_TYPE sets it for this worker"
         plan = replace(plan, reasons=(*plan.reasons, f"precision: {kind}, {why}"))
-    layout = memory.place(model, here, job_of(plan, area), hardware, placement, kind)
+    layout = memory.place(model, here, job_size(plan, area), hardware, placement, kind)
     plan = replace(
         plan,
         layout=layout,
@@ -292,11 +294,11 @@ def make(
     if len(plan.outputs) > 1:
         together, why = batch_size(plan, area, here, hardware)
         plan = replace(plan, batch_size=together, reasons=(*plan.reasons, why))
-    job = job_of(plan, area, plan.batch_size)
+    job = job_size(plan, area, plan.batch_size)
     calls = math.ceil(len(plan.outputs) / plan.batch_size)
     steps = calls * (plan.steps_taken - plan.reused_steps)
     found, said = speedups.choose(model, here, job, layout, hardware, steps, compiling)
-    plan = replace(plan, exact=found, reasons=(*plan.reasons, *said))
+    plan = replace(plan, speedups=found, reasons=(*plan.reasons, *said))
     return _explain_grid(plan) if plan.size is not None else plan
 
 
@@ -318,7 +320,7 @@ def batch_size(plan: Plan, area: int, here: Installed, hardware: Hardware) -> tu
     tokens = latent_frames * math.ceil(area / plan.model.grid**2)
     fitting = max(1, min(wanted, BATCH_TOKENS // tokens))
     while fitting > 1 and not memory.fits(
-        plan.model, here, job_of(plan, area, fitting), plan.layout, hardware
+        plan.model, here, job_size(plan, area, fitting), plan.layout, hardware
     ):
         fitting -= 1
     # Even batches: four outputs where three would fit go as two and two.
@@ -326,7 +328,7 @@ def batch_size(plan: Plan, area: int, here: Installed, hardware: Hardware) -> tu
     return size, f"batch_size: {size} of {wanted} outputs at a time, {tokens} tokens each"
 
 
-def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
+def job_size(plan: Plan, area: int | None = None, batch: int = 1) -> JobSize:
     """What memory is asked about.
 
     Args:
@@ -335,7 +337,7 @@ def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
     pixels = plan.pixel_budget if area is None else area
     if plan.size is not None:
         pixels = plan.generated_size[0] * plan.generated_size[1]
-    return Job(
+    return JobSize(
         pixels,
         plan.generated_frames,
         bool(plan.references),
@@ -344,13 +346,13 @@ def job_of(plan: Plan, area: int | None = None, batch: int = 1) -> Job:
         adapters=len(plan.loras) + bool(plan.turbo),
         residuals=(1 + (plan.guidance_scale > 1)) if plan.reused_steps else 0,
         guided=plan.guidance_scale > 1,
-        together=plan.exact.guided_together,
+        batched_guidance=plan.speedups.batched_guidance,
     )
 
 
 def tokens(plan: Plan) -> int:
     """Of one output, as the transformer sees it."""
-    return activations.tokens(plan.model, job_of(plan))
+    return activations.tokens(plan.model, job_size(plan))
 
 
 def fit_to_image(plan: Plan, image_size: Size, *other_sizes: Size) -> Plan:

@@ -23,7 +23,7 @@ from wan_worker.planning.activations import SHAPES
 from wan_worker.planning.memory import gb, loaded_bytes, stay_together
 from wan_worker.planning.model_choice import accelerates
 from wan_worker.planning.plan import Plan
-from wan_worker.planning.speedups import AUTO, Compiling
+from wan_worker.planning.speedups import AUTO, CompilePolicy
 from wan_worker.request.outputs import LARGEST_SEED, Output
 from wan_worker.request.parse import Notice, Request
 from wan_worker.settings import Placement, WeightType
@@ -43,7 +43,7 @@ def make(
     extras: Mapping[str, Installed] = MappingProxyType({}),
     placement: Placement | None = None,
     weight_type: WeightType | None = None,
-    compiling: Compiling = AUTO,
+    compiling: CompilePolicy = AUTO,
 ) -> Plan:
     """The plan of a job: of one clip, or of a chain of them. As ``plan.make``, which see.
 

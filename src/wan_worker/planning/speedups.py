@@ -15,11 +15,11 @@ from wan_worker.catalog.models import Installed, Model
 from wan_worker.machine import attention_kernels, peak_flops
 from wan_worker.machine.hardware import Hardware, Tuned
 from wan_worker.planning import activations, flops, memory
-from wan_worker.planning.activations import Job
+from wan_worker.planning.activations import JobSize
 from wan_worker.planning.memory import Layout
 from wan_worker.settings import Compile
 
-TOGETHER_TOKENS: Final = 4096
+BATCHED_GUIDANCE_TOKENS: Final = 4096
 """Tokens in one denoising call up to which both branches of guidance are one forward.
 
 A forward of the 1.3B launches some 1,800 kernels, which takes the host longer than the 1,560
@@ -30,14 +30,14 @@ COMPILE_SECONDS: Final = 400.0
 
 By arithmetic: what a block reads and writes between its matrix products, some 250 bytes for each
 token and channel (benchmarks/levers.py), is an eighth to a sixth of its time; fused, most of that
-goes. Compiling one kind of block takes some 40 s."""
+goes. CompilePolicy one kind of block takes some 40 s."""
 
 COMPILE_CACHED_SECONDS: Final = 60.0
 """The same where what was compiled is kept for the next worker."""
 
 
 @dataclass(frozen=True)
-class Compiling:
+class CompilePolicy:
     """What the operator says of compiling."""
 
     wanted: Compile | None = None
@@ -46,16 +46,16 @@ class Compiling:
     """What was compiled outlives the worker."""
 
 
-AUTO: Final = Compiling()
+AUTO: Final = CompilePolicy()
 
 
 @dataclass(frozen=True)
-class Exact:
+class Speedups:
     """What of a job is computed otherwise than stock; the default is stock."""
 
     attention: tuple[str, ...] = (attention_kernels.NATIVE,)
     """Kernels by diffusers' names, best first: the first that is right is used."""
-    guided_together: bool = False
+    batched_guidance: bool = False
     """Both branches of guidance are one forward of the transformer."""
     threads: int | None = None
     """Of torch, on a CPU; None leaves it to torch."""
@@ -63,18 +63,18 @@ class Exact:
     """The transformers' blocks are compiled for the job's shapes."""
 
 
-STOCK: Final = Exact()
+STOCK: Final = Speedups()
 
 
 def choose(
     model: Model,
     here: Installed,
-    job: Job,
+    job: JobSize,
     layout: Layout,
     hardware: Hardware,
     steps: int,
-    compiling: Compiling = AUTO,
-) -> tuple[Exact, tuple[str, ...]]:
+    compiling: CompilePolicy = AUTO,
+) -> tuple[Speedups, tuple[str, ...]]:
     """What a job gets, and why.
 
     Args:
@@ -82,7 +82,7 @@ def choose(
         steps: that are computed, of all its calls.
     """
     tuned = hardware.tuned.get(model.id, Tuned())
-    found, reasons = Exact(attention_kernels.candidates(hardware, tuned.kernel)), []
+    found, reasons = Speedups(attention_kernels.candidates(hardware, tuned.kernel)), []
     if tuned.threads is not None and hardware.device == "cpu":
         found = replace(found, threads=tuned.threads)
         reasons.append(f"threads: {tuned.threads}, the fastest when this machine was measured")
@@ -98,24 +98,28 @@ def choose(
     found = replace(found, compiled=compiled)
     if why:
         reasons.append(why)
-    if activations.remembers(model, job) and not found.compiled:
+    if activations.caches_text(model, job) and not found.compiled:
         reasons.append("prompt: what depends on it alone is computed once, not at each step")
     if _together(model, here, job, layout, hardware):
-        found = replace(found, guided_together=True)
+        found = replace(found, batched_guidance=True)
         reasons.append("guidance: both branches in one forward, as few tokens leave a GPU idle")
     return found, tuple(reasons)
 
 
-def _together(model: Model, here: Installed, job: Job, layout: Layout, hardware: Hardware) -> bool:
+def _together(
+    model: Model, here: Installed, job: JobSize, layout: Layout, hardware: Hardware
+) -> bool:
     """A CPU gains nothing (benchmarks/levers.py); with residuals it is not done."""
     if hardware.device == "cpu" or not job.guided or job.residuals:
         return False
-    job = replace(job, together=True)
-    few = job.batch * activations.tokens(model, job) <= TOGETHER_TOKENS
+    job = replace(job, batched_guidance=True)
+    few = job.batch * activations.tokens(model, job) <= BATCHED_GUIDANCE_TOKENS
     return few and memory.fits(model, here, job, layout, hardware)
 
 
-def _compiled(compiling: Compiling, layout: Layout, job: Job, seconds: float) -> tuple[bool, str]:
+def _compiled(
+    compiling: CompilePolicy, layout: Layout, job: JobSize, seconds: float
+) -> tuple[bool, str]:
     """Are the blocks compiled, and why; no words where nobody asked and it does not pay."""
     least = COMPILE_CACHED_SECONDS if compiling.kept else COMPILE_SECONDS
     if compiling.wanted == "off" or (compiling.wanted is None and seconds < least):
@@ -132,7 +136,7 @@ def _compiled(compiling: Compiling, layout: Layout, job: Job, seconds: float) ->
     )
 
 
-def _seconds(model: Model, job: Job, hardware: Hardware) -> float:
+def _seconds(model: Model, job: JobSize, hardware: Hardware) -> float:
     """Of one step, by arithmetic: what was measured here would decide otherwise on another day."""
     operations = flops.forward_flops(
         activations.SHAPES[model.id], activations.tokens(model, job), flops.picture_tokens(model)

@@ -44,7 +44,7 @@ def noise_levels(solver: str, shift: float, steps: int) -> tuple[float, ...]:
     return tuple(_shifted(level, shift) for level in even)
 
 
-def by_expert(
+def steps_to_reuse(
     model: Model, solver: str, shift: float, steps: int, taken: int
 ) -> tuple[tuple[bool, ...], ...]:
     """For each transformer, in the order in which they work: is its step reused, step by step?

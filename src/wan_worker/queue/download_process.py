@@ -18,7 +18,7 @@ from typing import Any
 from wan_worker import logs
 from wan_worker.errors import WorkerError, public
 from wan_worker.faults import classify
-from wan_worker.queue.json_lines import Line, own_line
+from wan_worker.queue.json_lines import JsonLines, take_stdout
 from wan_worker.settings import Settings, from_env
 from wan_worker.weights import download
 from wan_worker.weights.hub import Hub, Tally
@@ -27,7 +27,7 @@ REPORT_SECONDS = 0.5
 
 
 def main() -> int:
-    line = own_line()
+    line = take_stdout()
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     tally, over = Tally(), threading.Event()
     try:
@@ -49,13 +49,13 @@ def main() -> int:
 
 
 def install(
-    models_dir: Path, names: list[str], settings: Settings, line: Line, tally: Tally
+    models_dir: Path, names: list[str], settings: Settings, line: JsonLines, tally: Tally
 ) -> None:
     hub = Hub(settings.hub_token, tally=tally)
     download.install(models_dir, names, hub, report=lambda text: line.say("line", text=text))
 
 
-def _count(line: Line, tally: Tally, over: threading.Event) -> None:
+def _count(line: JsonLines, tally: Tally, over: threading.Event) -> None:
     """Say how far it is, now and then, and at the end."""
     told: Any = None
     while True:

@@ -30,7 +30,7 @@ from wan_worker import job as jobs
 from wan_worker.errors import Canceled, ConfigInvalid, WorkerError, public, public_json
 from wan_worker.faults import classify
 from wan_worker.job import Worker
-from wan_worker.queue.json_lines import Line, own_line
+from wan_worker.queue.json_lines import JsonLines, take_stdout
 from wan_worker.queue.ledger import FILE, Ledger
 from wan_worker.settings import Settings, from_env
 from wan_worker.timing.progress import Control, Preview, Viewer
@@ -47,7 +47,7 @@ STOP_SECONDS: Final = 5.0
 class Engine:
     """Runs what the parent asks for."""
 
-    def __init__(self, worker: Worker, ledger: Ledger, line: Line) -> None:
+    def __init__(self, worker: Worker, ledger: Ledger, line: JsonLines) -> None:
         self._worker = worker
         self._ledger = ledger
         self._line = line
@@ -149,7 +149,7 @@ class Engine:
 def main() -> int:
     # Ctrl-C in a terminal reaches the whole group; the server decides what becomes of the jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line = own_line()
+    line = take_stdout()
     try:
         settings: Settings = from_env(os.environ)
         logs.start(settings.log_level, settings.log_format)

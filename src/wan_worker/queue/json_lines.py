@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 
-class Line:
+class JsonLines:
     """Messages to the server, from any thread. What one that is gone would miss is dropped."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -24,8 +24,8 @@ class Line:
             self._file.flush()
 
 
-def own_line() -> Line:
+def take_stdout() -> JsonLines:
     """Standard output for messages alone: what libraries print goes to standard error."""
     line = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    return Line(line)
+    return JsonLines(line)

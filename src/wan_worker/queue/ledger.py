@@ -287,7 +287,7 @@ class Ledger:
 
 
 @contextmanager
-def alone(state_dir: Path) -> Iterator[None]:
+def locked(state_dir: Path) -> Iterator[None]:
     """Hold a folder of state for one server; the system lets go of it when the process ends.
 
     Raises:

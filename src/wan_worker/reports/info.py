@@ -58,13 +58,13 @@ class State:
 
 
 @dataclass(frozen=True)
-class Foresight:
+class Planner:
     """What would become of a request."""
 
     replan: Callable[[Request], Plan]
-    imagine: model_advice.Imagine
+    plan_as_if_installed: model_advice.PlanAsIfInstalled
     """As if every model were installed."""
-    estimate: model_advice.Foresee
+    estimate: model_advice.EstimateOf
     check: Callable[[Request], None]
     """Raises what refuses it beside the plan, before anything is fetched."""
 
@@ -78,13 +78,13 @@ def answer(
     job: Mapping[str, Any],
     contract: Contract,
     state: State,
-    foresight: Foresight,
+    planner: Planner,
 ) -> dict[str, Any]:
     """The response to one question.
 
     Args:
         job: one that ``is_asked``.
-        foresight: for reports about a request.
+        planner: for reports about a request.
 
     Raises:
         InvalidRequest: a field that the report does not take, or lacks.
@@ -115,14 +115,14 @@ def answer(
         case "performance":
             told = performance.report(state.history, state.process_peak_bytes, time.time())
         case "recommend":
-            told = _recommendation(job, fields, contract, state, foresight)
+            told = _recommendation(job, fields, contract, state, planner)
         case "compare":
-            told = _comparison(job, fields, contract, state, foresight)
+            told = _comparison(job, fields, contract, state, planner)
         case _:
             asked = _asked(job, fields.get("request"), contract)
-            asked, planned = references.plan_with(asked, foresight.replan)
-            foresight.check(asked)
-            told = _plan(planned) | {"estimate": foresight.estimate(asked, planned).public()}
+            asked, planned = references.plan_with(asked, planner.replan)
+            planner.check(asked)
+            told = _plan(planned) | {"estimate": planner.estimate(asked, planned).public()}
             warnings = [{"code": n.code, "message": n.message} for n in planned.notices]
     return {"status": "completed", "report": report, "info": told, "warnings": warnings}
 
@@ -186,7 +186,7 @@ def _recommendation(
     fields: Mapping[str, Any],
     contract: Contract,
     state: State,
-    foresight: Foresight,
+    planner: Planner,
 ) -> dict[str, Any]:
     given = _without_prompt(fields.get("request"))
     asked = _asked(job, given, contract)
@@ -199,8 +199,8 @@ def _recommendation(
         fields.get("priority", "quality"),
         state.installed,
         state.components,
-        foresight.imagine,
-        foresight.estimate,
+        planner.plan_as_if_installed,
+        planner.estimate,
     )
 
 
@@ -209,7 +209,7 @@ def _comparison(
     fields: Mapping[str, Any],
     contract: Contract,
     state: State,
-    foresight: Foresight,
+    planner: Planner,
 ) -> dict[str, Any]:
     first, second = _named(fields.get("model")), _named(fields.get("other"), "other")
     if first is second:
@@ -229,8 +229,8 @@ def _comparison(
         (asked(first), asked(second)),
         state.installed,
         state.components,
-        foresight.imagine,
-        foresight.estimate,
+        planner.plan_as_if_installed,
+        planner.estimate,
     )
 
 
@@ -244,7 +244,7 @@ def _asked(job: Mapping[str, Any], inner: dict[str, Any] | None, contract: Contr
     if inner is None:
         raise InvalidRequest("Give the request that this is about", field="/input/request")
     try:
-        return parse.parse({"id": job.get("id", "local"), "input": inner}, contract)
+        return parse.request({"id": job.get("id", "local"), "input": inner}, contract)
     except InvalidRequest as problem:
         # One level down from where the request would be if it were sent.
         pointer = (problem.field or "/input").replace("/input", "/input/request", 1)

@@ -12,16 +12,16 @@ from typing import Any, Final, Literal, get_args
 from wan_worker.catalog.models import EXTRAS, MODELS, Installed, Model, stored_bytes
 from wan_worker.errors import WorkerError
 from wan_worker.planning.model_choice import accelerates, install_hint, loses_detail
-from wan_worker.planning.plan import Plan, job_of
+from wan_worker.planning.plan import Plan, job_size
 from wan_worker.request.parse import Acceleration, Request
 from wan_worker.timing.estimate import Estimate
 
 Priority = Literal["quality", "speed", "memory"]
 
-Imagine = Callable[[Request], Plan]
+PlanAsIfInstalled = Callable[[Request], Plan]
 """The planner on this machine, with every model installed."""
 
-Foresee = Callable[[Request, Plan], Estimate]
+EstimateOf = Callable[[Request, Plan], Estimate]
 
 MUTUAL_JOB: Final[Mapping[str, Any]] = {
     "mode": "video", "size": "832x480", "num_frames": 81, "num_inference_steps": 50,
@@ -49,8 +49,8 @@ def recommend(
     priority: Priority,
     installed: Collection[str],
     components: Collection[str],
-    imagine: Imagine,
-    foresee: Foresee,
+    plan_as_if_installed: PlanAsIfInstalled,
+    foresee: EstimateOf,
 ) -> dict[str, Any]:
     """Every model that can do it, best first, and what is in the way of the others.
 
@@ -62,7 +62,7 @@ def recommend(
     for model in MODELS.values():
         named = replace(asked, model=model.id)
         try:
-            plan = imagine(named)
+            plan = plan_as_if_installed(named)
         except WorkerError as problem:
             refusal = {"model": model.id, "code": problem.code, "message": problem.message}
             refused.append(refusal)
@@ -98,8 +98,8 @@ def compare(
     requests: tuple[Request, Request],
     installed: Collection[str],
     components: Collection[str],
-    imagine: Imagine,
-    foresee: Foresee,
+    plan_as_if_installed: PlanAsIfInstalled,
+    foresee: EstimateOf,
 ) -> dict[str, Any]:
     """Two models side by side, for the same job.
 
@@ -123,7 +123,7 @@ def compare(
             "refused": None,
         }
         try:
-            plan = imagine(asked)
+            plan = plan_as_if_installed(asked)
         except WorkerError as problem:
             side["refused"] = {"code": problem.code, "message": problem.message}
         else:
@@ -187,7 +187,7 @@ def _order(priority: Priority) -> Callable[[_Candidate], Any]:
     places = {name: place for place, name in enumerate(reversed(MODELS))}
 
     def quality(one: _Candidate) -> Any:
-        return loses_detail(one.model, job_of(one.plan).pixels), places[one.model.id]
+        return loses_detail(one.model, job_size(one.plan).pixels), places[one.model.id]
 
     def speed(one: _Candidate) -> Any:
         return one.estimate.seconds, *quality(one)
@@ -209,7 +209,7 @@ def _why(
         "memory": f"{memory:g} GB",
     }
     yield f"{priority}: {place}, {said[priority]}"
-    if loses_detail(one.model, job_of(one.plan).pixels):
+    if loses_detail(one.model, job_size(one.plan).pixels):
         yield f"size: {one.model.id} loses detail below {one.model.min_pixels} pixels a frame"
     if one.model.id not in installed:
         yield f"model: {install_hint(one.model.id)}"

@@ -120,7 +120,7 @@ class Request:
         )
 
 
-def parse(job: Mapping[str, Any], contract: Contract) -> Request:
+def request(job: Mapping[str, Any], contract: Contract) -> Request:
     """Validate one RunPod job.
 
     Args:

@@ -29,7 +29,7 @@ from wan_worker import logs
 from wan_worker.errors import ConfigInvalid, WorkerError
 from wan_worker.queue.dispatch import Dispatcher
 from wan_worker.queue.downloads import Downloads
-from wan_worker.queue.ledger import FILE, Ledger, alone
+from wan_worker.queue.ledger import FILE, Ledger, locked
 from wan_worker.queue.watchers import Watchers
 from wan_worker.request import schema
 from wan_worker.server import (
@@ -183,7 +183,7 @@ def main() -> int:
     try:
         settings = from_env(os.environ)
         logs.start(settings.log_level, settings.log_format)
-        with alone(settings.state_dir):
+        with locked(settings.state_dir):
             serve(settings)
     except ConfigInvalid as problem:
         sys.exit(f"{problem.code}: {problem.message}")

@@ -175,7 +175,7 @@ def _lifted(error: dict[str, Any]) -> dict[str, Any]:
 async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
     task_id = uuid.uuid4().hex
     # In threads: pictures in it may take megabytes.
-    await asyncio.to_thread(requests.parse, {"id": task_id, "input": given}, parts.contract)
+    await asyncio.to_thread(requests.request, {"id": task_id, "input": given}, parts.contract)
     await _foresee(given, parts)
     try:
         await asyncio.to_thread(parts.ledger.submit, task_id, given, parts.settings.queue_limit)

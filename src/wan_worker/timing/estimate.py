@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from wan_worker.machine.hardware import Hardware
 from wan_worker.machine.peak_flops import SHARE, UNKNOWN_TFLOPS, peak_of
-from wan_worker.timing.work import STAGES, Key, Kind, Quantity, Visit
+from wan_worker.timing.work import STAGES, Key, Kind, Quantity, StageWork
 
 Basis = Literal["measured", "related", "assumed"]
 """This very work on this worker; the same on another model; nothing but the machine."""
@@ -54,7 +54,7 @@ Samples = Mapping[Key, Sequence[Sample]]
 
 
 @dataclass(frozen=True)
-class Stay:
+class StageTime:
     """What a job has spent in a stage without leaving it."""
 
     stage: str
@@ -83,22 +83,22 @@ class Expected:
 class Estimate:
     """A job's time from the moment it has the GPU to the uploaded file."""
 
-    visits: tuple[Expected, ...]
+    stages: tuple[Expected, ...]
     basis: Basis
     """Of the kind of work that takes the longest."""
     samples: int
     """Measured jobs behind that."""
-    work: tuple[Visit, ...] = ()
+    work: tuple[StageWork, ...] = ()
     """What it is an estimate of."""
 
     @property
     def seconds(self) -> float:
-        return sum(visit.seconds for visit in self.visits)
+        return sum(visit.seconds for visit in self.stages)
 
     def public(self) -> dict[str, Any]:
         """As reports and responses state it."""
         stages = dict.fromkeys(STAGES, 0.0)
-        for visit in self.visits:
+        for visit in self.stages:
             stages[visit.stage] += visit.seconds  # type: ignore[index]
         return {
             "seconds": round(self.seconds, 3),
@@ -108,9 +108,9 @@ class Estimate:
         }
 
 
-def make(work: Sequence[Visit], samples: Samples, machine: Hardware) -> Estimate:
-    """The time of a job's visits."""
-    visits: list[Expected] = []
+def make(work: Sequence[StageWork], samples: Samples, machine: Hardware) -> Estimate:
+    """The time of a job's stages."""
+    stages: list[Expected] = []
     longest = Quantity(Key("import", "", ""))
     by_key: dict[Key, float] = {}
     for visit in work:
@@ -121,19 +121,19 @@ def make(work: Sequence[Visit], samples: Samples, machine: Hardware) -> Estimate
             once = [replace(sent, amount=size)]
         steps = tuple(_measure(quantity, samples, machine) for quantity in visit.steps)
         seconds = [_measure(quantity, samples, machine) for quantity in once]
-        visits.append(Expected(visit.stage, sum(seconds) + sum(steps), steps))
+        stages.append(Expected(visit.stage, sum(seconds) + sum(steps), steps))
         for quantity, spent in zip([*once, *visit.steps], [*seconds, *steps], strict=True):
             by_key[quantity.key] = by_key.get(quantity.key, 0.0) + spent
             if by_key[quantity.key] >= by_key.get(longest.key, 0.0):
                 longest = quantity
     _, basis, count = _factor(longest, samples, machine)
-    return Estimate(tuple(visits), basis, count, tuple(work))
+    return Estimate(tuple(stages), basis, count, tuple(work))
 
 
 def left(
-    visits: Sequence[Expected],
+    stages: Sequence[Expected],
     at: int,
-    stay: Stay | None,
+    stay: StageTime | None,
     paces: Mapping[str, float],
     steps: int = 0,
 ) -> float:
@@ -145,34 +145,34 @@ def left(
         paces: seconds over what was expected, of stages that the job has been in.
         steps: all that the stage reports; 0: not known.
     """
-    here, rest = visits[at], 0.0
+    here, rest = stages[at], 0.0
     if stay is not None and stay.steps:
         own = pace(here, stay, steps)
         rest, paces = here.after(len(stay.steps), steps) * own, {**paces, here.stage: own}
     elif stay is not None:
         rest = max(0.0, here.seconds * paces.get(here.stage, 1.0) - stay.seconds)
-    return rest + sum(v.seconds * paces.get(v.stage, 1.0) for v in visits[at + 1 :])
+    return rest + sum(v.seconds * paces.get(v.stage, 1.0) for v in stages[at + 1 :])
 
 
-def pace(here: Expected, stay: Stay, steps: int = 0) -> float:
+def pace(here: Expected, stay: StageTime, steps: int = 0) -> float:
     """Seconds over what was expected; of a stay that goes on, for the steps that are done."""
     ahead = here.after(len(stay.steps), steps) if stay.steps and steps else 0.0
     return stay.seconds / max(here.seconds - ahead, 1e-9)
 
 
 def learn(
-    work: Sequence[Visit], stays: Sequence[Stay], file_bytes: Sequence[int]
+    work: Sequence[StageWork], stage_times: Sequence[StageTime], file_bytes: Sequence[int]
 ) -> tuple[Sample, ...]:
     """Samples of a finished job.
 
     Args:
-        stays: in order, from the moment that the job had the GPU.
+        stage_times: in order, from the moment that the job had the GPU.
         file_bytes: of each file.
 
     Returns:
         Nothing where the job did not go as planned: it was begun again after a fault, or cut short.
     """
-    whole = _covered(stays)
+    whole = _covered(stage_times)
     if [visit.stage for visit in work] != [stay.stage for stay in whole]:
         return ()
     cold = any(q.key.kind in ("load", "import") for visit in work for q in visit.once)
@@ -190,10 +190,10 @@ def learn(
     return tuple(found)
 
 
-def _covered(stays: Sequence[Stay]) -> list[Stay]:
+def _covered(stage_times: Sequence[StageTime]) -> list[StageTime]:
     """Those that an estimate is about; a file's check is part of its making."""
-    found: list[Stay] = []
-    for stay in stays:
+    found: list[StageTime] = []
+    for stay in stage_times:
         if stay.stage == "check" and found:
             found[-1] = replace(found[-1], seconds=found[-1].seconds + stay.seconds)
         elif stay.stage in STAGES:
@@ -201,7 +201,7 @@ def _covered(stays: Sequence[Stay]) -> list[Stay]:
     return found
 
 
-def _of_one(visit: Visit, stay: Stay, cold: bool) -> Iterator[Sample]:
+def _of_one(visit: StageWork, stay: StageTime, cold: bool) -> Iterator[Sample]:
     """Of a stay with one kind of work; what it comes with is little beside it."""
     kinds = {quantity.key.kind: quantity for quantity in visit.once}
     if "import" in kinds:
@@ -210,7 +210,7 @@ def _of_one(visit: Visit, stay: Stay, cold: bool) -> Iterator[Sample]:
     yield Sample(main.key, main.amount, stay.seconds / main.times, cold)
 
 
-def _of_steps(visit: Visit, stay: Stay, cold: bool) -> Iterator[Sample]:
+def _of_steps(visit: StageWork, stay: StageTime, cold: bool) -> Iterator[Sample]:
     """Of denoising: the steps that are computed, those that are not, what came before the first."""
     if len(stay.steps) != len(visit.steps):
         return
@@ -308,7 +308,7 @@ def _prior(key: Key, machine: Hardware) -> tuple[float, float]:
 _BYTES_PER_PIXEL: Final = {"mp4": 0.1, "webm": 0.05, "gif": 0.6, "png": 1.5}
 
 
-def error(estimate: Estimate, stays: Sequence[Stay]) -> float | None:
+def error(estimate: Estimate, stage_times: Sequence[StageTime]) -> float | None:
     """(Estimated - taken) / taken; None before anything was."""
-    taken = sum(stay.seconds for stay in _covered(stays))
+    taken = sum(stay.seconds for stay in _covered(stage_times))
     return (estimate.seconds - taken) / taken if taken > 0 else None

@@ -20,7 +20,7 @@ from typing import Any, Final
 from wan_worker import logs
 from wan_worker.errors import Canceled, DeadlineExceeded
 from wan_worker.timing import estimate as estimates
-from wan_worker.timing.estimate import Estimate, Stay
+from wan_worker.timing.estimate import Estimate, StageTime
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +157,11 @@ class Control:
         self.timings: dict[str, float] = {}
         """Seconds spent in each stage that has ended."""
         self.estimate: Estimate | None = None
-        self.stays: list[Stay] = []
+        self.stage_times: list[StageTime] = []
         """Since the estimate was made, in order."""
         self._steps: list[float] = []
         """When each step of this stage was done."""
-        self._visit: int | None = None
+        self._stage: int | None = None
         """Place in the estimate; None outside of what it covers."""
         self._paces: dict[str, float] = {}
         """Seconds over what was estimated, by stage."""
@@ -202,7 +202,7 @@ class Control:
     def expect(self, estimate: Estimate) -> None:
         """From here on the job takes as long as this, to be held against what it does take."""
         self.close_stage()
-        self.estimate, self.stays, self._visit = estimate, [], None
+        self.estimate, self.stage_times, self._stage = estimate, [], None
 
     def enter(self, stage: str) -> None:
         """Begin a stage: checks, closes the books on the one before, and reports."""
@@ -219,9 +219,9 @@ class Control:
         now = self._clock()
         stay = self._stay(now)
         self.timings[stay.stage] = self.timings.get(stay.stage, 0.0) + stay.seconds
-        self.stays.append(stay)
-        if self.estimate is not None and self._visit is not None and stay.stage != "check":
-            expected = self.estimate.visits[self._visit]
+        self.stage_times.append(stay)
+        if self.estimate is not None and self._stage is not None and stay.stage != "check":
+            expected = self.estimate.stages[self._stage]
             self._paces[stay.stage] = estimates.pace(expected, stay)
         self._stage_started = now
         self._steps = []
@@ -237,27 +237,27 @@ class Control:
         self.latest = Event(self.latest.number + 1, self.stage, done, steps, left, self.parts)
         self._notify()
 
-    def _stay(self, now: float) -> Stay:
+    def _stay(self, now: float) -> StageTime:
         """In this stage, until now."""
         began = self._stage_started
         marks = [began, *self._steps]
         steps = (after - before for before, after in pairwise(marks))
-        return Stay(self.stage, now - began, tuple(steps))
+        return StageTime(self.stage, now - began, tuple(steps))
 
     def _advance(self, stage: str) -> None:
         """Find the stage in the estimate, from where the job is; a second try begins again."""
-        if self.estimate is None or (stage == "check" and self._visit is not None):
+        if self.estimate is None or (stage == "check" and self._stage is not None):
             return  # the file's check is part of its making
-        stages = [visit.stage for visit in self.estimate.visits]
-        start = 0 if self._visit is None else self._visit + 1
+        stages = [each.stage for each in self.estimate.stages]
+        start = 0 if self._stage is None else self._stage + 1
         ahead = [*range(start, len(stages)), *range(start)]
-        self._visit = next((place for place in ahead if stages[place] == stage), None)
+        self._stage = next((place for place in ahead if stages[place] == stage), None)
 
     def _left(self, stage: str, now: float, steps: int = 0) -> float | None:
-        if self.estimate is None or self._visit is None:
+        if self.estimate is None or self._stage is None:
             return None
         stay = None if stage == "check" else self._stay(now)
-        return estimates.left(self.estimate.visits, self._visit, stay, self._paces, steps)
+        return estimates.left(self.estimate.stages, self._stage, stay, self._paces, steps)
 
 
 class Relay:

@@ -1,6 +1,6 @@
 """What has a job to do, stage by stage, counted? Operations, pixels, bytes: no seconds.
 
-Pure. A job passes its stages in an order that its plan fixes: ``visits`` lists them, each with the
+Pure. A job passes its stages in an order that its plan fixes: ``stages`` lists them, each with the
 quantities of its work. A transformer's forward is counted by formula (flops), the decoder by the
 pixels that come out of it.
 Not covered: how long it takes (estimate), and what is not this worker's doing: waiting for the GPU,
@@ -15,8 +15,8 @@ from wan_worker.catalog.components import VAE_2_2
 from wan_worker.catalog.models import MAX_PROMPT_TOKENS, Installed, Model
 from wan_worker.planning.activations import SHAPES, Shape, latent_frames
 from wan_worker.planning.flops import forward_flops, picture_tokens
-from wan_worker.planning.plan import Plan, job_of
-from wan_worker.planning.speedups import Exact
+from wan_worker.planning.plan import Plan, job_size
+from wan_worker.planning.speedups import Speedups
 
 Stage = Literal["load", "prompt", "denoise", "decode_encode", "upload"]
 STAGES: Final[tuple[Stage, ...]] = ("load", "prompt", "denoise", "decode_encode", "upload")
@@ -73,7 +73,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Visit:
+class StageWork:
     """One stay of the job in a stage."""
 
     stage: Stage
@@ -84,7 +84,7 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Here:
+class AlreadyDone:
     """What of the work is done already, as the job finds the worker."""
 
     loaded: Collection[str]
@@ -105,43 +105,47 @@ def tokens(model: Model, size: tuple[int, int], frames: int) -> int:
     return ((frames - 1) // model.temporal_stride + 1) * per_frame
 
 
-def visits(planned: Plan, installed: Mapping[str, Installed], here: Here) -> tuple[Visit, ...]:
+def stages(
+    planned: Plan, installed: Mapping[str, Installed], done: AlreadyDone
+) -> tuple[StageWork, ...]:
     """The stages of a job in order, from the moment that it has the GPU.
 
     Args:
         installed: by model id; of a model that is not here, the catalog's sizes are taken.
     """
-    return tuple(_visits(planned, installed, here))
+    return tuple(_stages(planned, installed, done))
 
 
-def _visits(planned: Plan, installed: Mapping[str, Installed], here: Here) -> Iterator[Visit]:
-    yield _load(planned, installed, here)
-    yield _prompt(planned, installed, here)
+def _stages(
+    planned: Plan, installed: Mapping[str, Installed], done: AlreadyDone
+) -> Iterator[StageWork]:
+    yield _load(planned, installed, done)
+    yield _prompt(planned, installed, done)
     count = len(planned.outputs)
-    here = replace(here, imported=True, loaded={*here.loaded, *_entries(planned)})
+    done = replace(done, imported=True, loaded={*done.loaded, *_entries(planned)})
     if planned.segments:
         for _ in range(count):
             for segment in planned.segments:
                 segment = replace(segment, size=segment.size or planned.size)
-                yield _load(segment, installed, here)
-                here = replace(here, loaded={*here.loaded, *_entries(segment)})
-                yield _denoise(segment, 1, here)
+                yield _load(segment, installed, done)
+                done = replace(done, loaded={*done.loaded, *_entries(segment)})
+                yield _denoise(segment, 1, done)
                 yield _decode(segment, planned)
     else:
         for first in range(0, count, planned.batch_size):
             rows = min(planned.batch_size, count - first)
-            yield _denoise(planned, rows, here)
+            yield _denoise(planned, rows, done)
             for _ in range(rows):
                 yield _decode(planned, planned)
     pixels = (planned.pixel_budget if planned.size is None else _area(planned.size)) * (
         planned.num_frames * planned.upscale**2
     )
     made = Quantity(Key("bytes", planned.output_format, _toy(planned)), pixels, count)
-    yield Visit("upload", (made, Quantity(Key("upload", here.to, ""), times=count)))
+    yield StageWork("upload", (made, Quantity(Key("upload", done.to, ""), times=count)))
 
 
-def _load(planned: Plan, installed: Mapping[str, Installed], here: Here) -> Visit:
-    missing = [name for entry, name in _entries(planned).items() if entry not in here.loaded]
+def _load(planned: Plan, installed: Mapping[str, Installed], done: AlreadyDone) -> StageWork:
+    missing = [name for entry, name in _entries(planned).items() if entry not in done.loaded]
     how = _how(planned)
     work = [Quantity(Key("arrange", planned.model.id, how))]
     if missing:
@@ -150,31 +154,31 @@ def _load(planned: Plan, installed: Mapping[str, Installed], here: Here) -> Visi
             sizes = dict(installed[planned.model.id].component_bytes)
         # Of all models together: files are files.
         work.append(Quantity(Key("load", "", how), sum(sizes[name] for name in missing)))
-    if not here.imported:
+    if not done.imported:
         work.append(Quantity(Key("import", "", "")))
-    return Visit("load", tuple(work))
+    return StageWork("load", tuple(work))
 
 
-def _prompt(planned: Plan, installed: Mapping[str, Installed], here: Here) -> Visit:
+def _prompt(planned: Plan, installed: Mapping[str, Installed], done: AlreadyDone) -> StageWork:
     encoder = next(c for c in planned.model.components if c.role == "text_encoder")
     texts = {output.prompt for output in planned.outputs}
     if planned.guidance_scale > 1:
         texts.add(planned.negative_prompt)
-    new = sum(not here.knows(text, encoder.name) for text in texts)
+    new = sum(not done.knows(text, encoder.name) for text in texts)
     if not new:
-        return Visit("prompt", (Quantity(Key("remembered", encoder.name, _how(planned))),))
+        return StageWork("prompt", (Quantity(Key("remembered", encoder.name, _how(planned))),))
     size = encoder.stored_bytes
     if planned.model.id in installed:
         size = installed[planned.model.id].component_bytes[encoder.name]
     # Two operations for each weight of two bytes and each token.
     flops = size * MAX_PROMPT_TOKENS
-    return Visit("prompt", (Quantity(Key("prompt", encoder.name, _how(planned)), flops, new),))
+    return StageWork("prompt", (Quantity(Key("prompt", encoder.name, _how(planned)), flops, new),))
 
 
-def _denoise(planned: Plan, rows: int, here: Here) -> Visit:
+def _denoise(planned: Plan, rows: int, done: AlreadyDone) -> StageWork:
     """Of so many outputs at a time."""
     model, how = planned.model, _how(planned)
-    job = job_of(planned)
+    job = job_size(planned)
     count = latent_frames(job) * (job.pixels // model.grid**2)
     shape = TOY if planned.tiny else SHAPES[model.id]
     flops = rows * forward_flops(shape, count, 0 if planned.tiny else picture_tokens(model))
@@ -188,28 +192,28 @@ def _denoise(planned: Plan, rows: int, here: Here) -> Visit:
     forwards = 2 if planned.guidance_scale > 1 else 1
     reused = [spared for expert in planned.reused for spared in expert]
     reused = reused or [False] * planned.steps_taken
-    chosen = f"{how}{_computed(planned.exact)}"
+    chosen = f"{how}{_computed(planned.speedups)}"
     computed = Quantity(Key("step", model.id, chosen), flops, forwards)
     spared = Quantity(Key("reused", model.id, chosen), flops, forwards)
     once = [Quantity(Key("begin", model.id, how), encoded)]
-    if planned.exact.compiled and not here.seen(computed.key, flops):
+    if planned.speedups.compiled and not done.seen(computed.key, flops):
         once.append(Quantity(Key("compile", model.id, how)))
-    return Visit(
+    return StageWork(
         "denoise",
         tuple(once),
         tuple(spared if one else computed for one in reused),
     )
 
 
-def _decode(segment: Plan, planned: Plan) -> Visit:
-    job = job_of(segment)
+def _decode(segment: Plan, planned: Plan) -> StageWork:
+    job = job_size(segment)
     how = f"{segment.device} {segment.layout.decode}{_toy(segment)}"
     vae = next(c.name for c in segment.model.components if c.role == "vae")
     flops = _decode_flops(segment)
     if planned.upscale > 1:
         how, flops = f"{how} x{planned.upscale}", flops + UPSCALE_FLOPS
     key = Key("decode", f"{vae} {planned.output_format}", how)
-    return Visit("decode_encode", (Quantity(key, flops * job.pixels * job.frames),))
+    return StageWork("decode_encode", (Quantity(key, flops * job.pixels * job.frames),))
 
 
 def _decode_flops(planned: Plan) -> float:
@@ -231,11 +235,11 @@ def _how(planned: Plan) -> str:
     return f"{planned.device} {layout.placement} {layout.weight_type}{adapted}{_toy(planned)}"
 
 
-def _computed(exact: Exact) -> str:
+def _computed(speedups: Speedups) -> str:
     """Ways to compute the same that differ in speed."""
-    threads = "" if exact.threads is None else f" {exact.threads} threads"
-    together = " together" if exact.guided_together else ""
-    return f" {exact.attention[0]}{threads}{together}{' compiled' if exact.compiled else ''}"
+    threads = "" if speedups.threads is None else f" {speedups.threads} threads"
+    together = " together" if speedups.batched_guidance else ""
+    return f" {speedups.attention[0]}{threads}{together}{' compiled' if speedups.compiled else ''}"
 
 
 def _toy(planned: Plan) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Crossing:
+class _Transfer:
     pixels: "torch.Tensor"
     finite: "torch.Tensor"
     arrived: Any
@@ -49,21 +49,21 @@ def to_host(
             yield _end(waiting)
 
 
-def _begin(pixels: "torch.Tensor", finite: "torch.Tensor") -> _Crossing:
+def _begin(pixels: "torch.Tensor", finite: "torch.Tensor") -> _Transfer:
     import torch
 
     if not pixels.is_cuda:
-        return _Crossing(pixels, finite, None)
+        return _Transfer(pixels, finite, None)
     # From torch's own pool of page-locked memory, which hands out the same pieces again.
     host = [torch.empty_like(t, device="cpu", pin_memory=True) for t in (pixels, finite)]
     for target, source in zip(host, (pixels, finite), strict=True):
         target.copy_(source, non_blocking=True)
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
-    return _Crossing(host[0], host[1], arrived)
+    return _Transfer(host[0], host[1], arrived)
 
 
-def _end(crossing: _Crossing) -> "torch.Tensor":
+def _end(crossing: _Transfer) -> "torch.Tensor":
     if crossing.arrived is not None:
         crossing.arrived.synchronize()
     if not bool(crossing.finite):
