@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
@@ -37,6 +37,7 @@ from tests.catalog.test_models import SHAPES
 from wan_worker.catalog.components import CLIP, UMT5, Component
 from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.delivery import storage
+from wan_worker.errors import WorkerError
 from wan_worker.inputs import references
 from wan_worker.inputs.dialing import Policy
 from wan_worker.machine import hardware
@@ -160,13 +161,12 @@ class Bench:
         if model.last_image == "required":
             given["last_image_url"] = _picture(*size)
         asked = parse.request({"id": "bench", "input": given}, schema.load())
-        here = {model.id: self.installed()}
+        planned = segments.make(asked, self.machine, {model.id: self.installed()})
 
-        def replan(asked: parse.Request) -> Plan:
-            return segments.make(asked, self.machine, here)
+        def without(field: str, asked: parse.Request, problem: WorkerError) -> NoReturn:
+            raise problem
 
-        asked, planned = references.plan_with(asked, replan)
-        return references.gather(asked, planned, replan, Settings(), Policy(), Control())
+        return references.gather(asked, planned, without, Settings(), Policy(), Control())
 
     def installed(self) -> Installed:
         model = MODELS[self.model_id]

@@ -10,10 +10,8 @@ worker as it was. The plan is complete before anything is downloaded or the GPU 
 
 import json
 import logging
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +19,10 @@ from typing import Any
 
 from wan_worker import clips, logs, scratch
 from wan_worker import worker as workers
-from wan_worker.catalog.models import Installed
-from wan_worker.clips import ClipContext
 from wan_worker.delivery import callback, deliver, response, storage
 from wan_worker.errors import (
     Canceled,
     DeadlineExceeded,
-    ModelUnavailable,
     WorkerError,
     public_json,
 )
@@ -35,9 +30,7 @@ from wan_worker.faults import classify
 from wan_worker.inputs import references
 from wan_worker.machine import hardware
 from wan_worker.media.artifact import Artifact
-from wan_worker.planning import memory
 from wan_worker.planning.plan import Plan
-from wan_worker.prompts import enhance
 from wan_worker.reports import info
 from wan_worker.request import parse
 from wan_worker.request.parse import Request
@@ -118,90 +111,37 @@ def _completed(metadata: Mapping[str, Any], known: _Known, worker: Worker) -> No
 def _serve(
     job: Mapping[str, Any], worker: Worker, control: Control, folder: Path, known: _Known
 ) -> dict[str, Any]:
+    """request -> plan -> references -> generate ... artifact (clips) -> storage -> response."""
+    settings, policy = worker.settings, worker.policy
     control.enter("plan")
     if info.is_asked(job):
         return info.answer(job, worker.contract, workers.state(worker), workers.planner(worker))
     asked = known.asked = parse.request(job, worker.contract)
-    destination = deliver.destination(asked, worker.settings, worker.policy)
-    replan = partial(workers.planned, worker=worker)
-    asked, planned = references.plan_with(asked, replan)
+    destination = deliver.destination(asked, settings, policy)
+    asked, planned = workers.planned(asked, worker)
     known.planned = planned
-    lora_files.check(asked.loras, worker.settings, worker.policy)
+    lora_files.check(asked.loras, settings, policy)
     control.enter("fetch")
-    planned, pictures = references.gather(
-        asked, planned, replan, worker.settings, worker.policy, control
-    )
-    known.planned = planned
-    if planned.enhancer is not None:
-        control.enter("queue")
-        with _exclusive(worker.gpu, control):
-            planned = known.planned = _enhance(planned, worker, control)
+    without = partial(workers.planned_without, worker=worker)
+    planned, pictures = references.gather(asked, planned, without, settings, policy, control)
+    planned = known.planned = workers.enhanced(planned, worker, control)
     made: list[Artifact] = []
-    output_dir = worker.settings.output_dir
     with (
-        lora_files.fetched(asked.loras, worker.settings, worker.policy, control) as files,
-        deliver.saved_on_failure(made, asked, planned, destination, output_dir, control),
+        lora_files.fetched(asked.loras, settings, policy, control) as files,
+        deliver.saved_on_failure(made, asked, planned, destination, settings.output_dir, control),
     ):
-        control.enter("queue")
-        with _exclusive(worker.gpu, control):
+        with workers.gpu(worker, control):
             here = workers.installed(worker)
-            context = ClipContext(
-                worker.pool,
-                worker.hardware,
-                here,
-                workers.extras(worker),
-                files,
-                worker.settings.placement,
-                worker.ffmpeg,
-                folder,
-            )
             expected = workers.estimated(asked, planned, worker, here)
             control.expect(expected)
+            context = workers.clip_context(worker, here, files, folder)
             hardware.forget_gpu_peak(worker.hardware)
             planned = clips.make(planned, pictures, context, made, control)
             known.peak_bytes = hardware.gpu_peak_bytes(worker.hardware)
-        control.enter("upload")
         stored = deliver.artifacts(made, asked, planned, destination, control)
-        control.close_stage()
-        sizes = [artifact.bytes for artifact in made]
-        worker.record.add(estimate.learn(expected.work, control.stage_times, sizes))
+    sizes = [artifact.bytes for artifact in made]
+    worker.record.add(estimate.learn(expected.work, control.stage_times, sizes))
     return response.completed(asked, planned, stored, control)
-
-
-def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
-    """The plan with its prompt rewritten; the user's own, with a notice, where that fails."""
-    component, found = workers.enhancer(worker)
-    here = workers.installed(worker)[planned.model.id]
-    tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
-
-    def load() -> enhance.Enhancer:
-        if found is None:  # it was there when the job was planned
-            raise ModelUnavailable(f"{component.repository} is gone")
-        weighs = Installed({component.name: found.weight_bytes}, found.tiny)
-        size = memory.loaded_bytes(weighs, worker.hardware)[component.name]
-        loaded: enhance.Enhancer = worker.pool.single(
-            component, found.folder, size, enhance.CHAT_BYTES
-        )
-        return loaded
-
-    def count_tokens(text: str) -> int:
-        reader = worker.pool.single(tokenizer, here.folders[tokenizer.name], 0)
-        return len(reader(text, verbose=False).input_ids)
-
-    return enhance.rewrite(
-        planned, load, lambda: worker.pool.drop(component), count_tokens, control
-    )
-
-
-@contextmanager
-def _exclusive(gpu: threading.Lock, control: Control) -> Iterator[None]:
-    """Hold the GPU; give up waiting when the job is cancelled or late."""
-    while not gpu.acquire(timeout=0.1):
-        control.check()
-    try:
-        yield
-    finally:
-        gpu.release()
 
 
 def _notify(

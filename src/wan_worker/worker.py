@@ -8,15 +8,18 @@ Not covered: carrying a job out (job).
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from wan_worker.catalog import components
 from wan_worker.catalog.components import Component
 from wan_worker.catalog.models import MODELS, Installed
+from wan_worker.clips import ClipContext
 from wan_worker.delivery import deliver
-from wan_worker.errors import ConfigInvalid, ModelCorrupt, ModelUnavailable
+from wan_worker.errors import ConfigInvalid, ModelCorrupt, ModelUnavailable, WorkerError
 from wan_worker.inputs import references
 from wan_worker.inputs.dialing import Policy
 from wan_worker.machine import hardware
@@ -25,19 +28,22 @@ from wan_worker.machine.tuning import Tuning
 from wan_worker.media import encode
 from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
-from wan_worker.planning import segments
+from wan_worker.planning import memory, segments
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.speedups import CompilePolicy
 from wan_worker.prompts import enhance
 from wan_worker.reports import info, model_advice
 from wan_worker.request import schema
+from wan_worker.request.fallback import fewer_pictures
 from wan_worker.request.parse import Request
 from wan_worker.request.schema import Contract
 from wan_worker.settings import Settings
 from wan_worker.timing import estimate, work
 from wan_worker.timing.estimate import Estimate
+from wan_worker.timing.progress import Control
 from wan_worker.timing.record import Record
 from wan_worker.weights import lora_files, store
+from wan_worker.weights.lora_files import LoraFile
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +92,39 @@ def make(settings: Settings) -> Worker:
     )
 
 
-def planned(asked: Request, worker: Worker) -> Plan:
+def planned(asked: Request, worker: Worker) -> tuple[Request, Plan]:
     """What is to be done for a request, on this machine as it is now.
+
+    Returns:
+        The request, and its plan. With ``reference_fallback`` and no model here for its pictures:
+        the request with fewer of them.
 
     Raises:
         WorkerError: as the planner refuses it; ModelCorrupt where weights were whole once.
     """
+    try:
+        return asked, _plan(asked, worker)
+    except ModelUnavailable as problem:
+        if not asked.references or asked.model != "auto" or not asked.reference_fallback:
+            raise
+        return planned_without("last_image_url", asked, problem, worker=worker)
+
+
+def planned_without(
+    field: str, asked: Request, problem: WorkerError, *, worker: Worker
+) -> tuple[Request, Plan]:
+    """The same without the picture of one field, else without any picture.
+
+    Raises:
+        WorkerError: ``problem``, where neither can be planned: the picture is what to mend.
+    """
+    for fewer in fewer_pictures(asked, field, problem):
+        with suppress(WorkerError):
+            return fewer, _plan(fewer, worker)
+    raise problem
+
+
+def _plan(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
         here, machine = installed(worker), worker.tuning.known(hardware.refresh(worker.hardware))
@@ -116,6 +149,69 @@ def planned(asked: Request, worker: Worker) -> Plan:
                 "with download_weights.py"
             ) from None
         raise
+
+
+@contextmanager
+def gpu(worker: Worker, control: Control) -> Iterator[None]:
+    """Hold the GPU. Waiting for it is stage ``queue``; a job that is cancelled or late gives up."""
+    control.enter("queue")
+    while not worker.gpu.acquire(timeout=0.1):
+        control.check()
+    try:
+        yield
+    finally:
+        worker.gpu.release()
+
+
+def enhanced(planned: Plan, worker: Worker, control: Control) -> Plan:
+    """The plan with its prompt rewritten, where it says so. Holds the GPU meanwhile.
+
+    Where rewriting fails: the user's own prompt, with a notice.
+    """
+    if planned.enhancer is None:
+        return planned
+    with gpu(worker, control):
+        component, found = enhancer(worker)
+        here = installed(worker)[planned.model.id]
+        tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
+
+        def load() -> enhance.Enhancer:
+            if found is None:  # it was there when the job was planned
+                raise ModelUnavailable(f"{component.repository} is gone")
+            weighs = Installed({component.name: found.weight_bytes}, found.tiny)
+            size = memory.loaded_bytes(weighs, worker.hardware)[component.name]
+            loaded: enhance.Enhancer = worker.pool.single(
+                component, found.folder, size, enhance.CHAT_BYTES
+            )
+            return loaded
+
+        def count_tokens(text: str) -> int:
+            reader = worker.pool.single(tokenizer, here.folders[tokenizer.name], 0)
+            return len(reader(text, verbose=False).input_ids)
+
+        drop = partial(worker.pool.drop, component)
+        return enhance.rewrite(planned, load, drop, count_tokens, control)
+
+
+def clip_context(
+    worker: Worker, here: Mapping[str, Installed], loras: tuple[LoraFile, ...], folder: Path
+) -> ClipContext:
+    """What a job's clips are made with.
+
+    Args:
+        here: the installed models, by id.
+        folder: the job's own.
+    """
+    return ClipContext(
+        worker.pool,
+        worker.hardware,
+        here,
+        extras(worker),
+        loras,
+        worker.settings.placement,
+        worker.ffmpeg,
+        folder,
+    )
 
 
 def estimated(

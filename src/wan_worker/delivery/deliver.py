@@ -79,6 +79,7 @@ def artifacts(
         StorageFailed: the bucket would not take them.
         Canceled: what was already there is removed.
     """
+    control.enter("upload")
     storage.check_fits(made, to)
     stored = _put(made, asked, planned, to, control)
     for asset in stored:
@@ -87,6 +88,7 @@ def artifacts(
                  storage.job_folder(asked.job_id), planned.model.id, asset.artifact.width,
                  asset.artifact.height, asset.artifact.num_frames, asset.output.seed,
                  where)  # fmt: skip
+    control.close_stage()
     return stored
 
 

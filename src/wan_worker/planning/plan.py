@@ -27,8 +27,7 @@ from wan_worker.catalog.components import UPSCALER
 from wan_worker.catalog.models import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.machine.hardware import Hardware
-from wan_worker.planning import acceleration as accelerate
-from wan_worker.planning import activations, memory, speedups
+from wan_worker.planning import acceleration, activations, memory, speedups
 from wan_worker.planning.activations import JobSize
 from wan_worker.planning.defaults import resolve
 from wan_worker.planning.memory import Layout
@@ -212,12 +211,12 @@ def make(
         ModelUnavailable: a model that could is known but not installed.
     """
     model, why = choose(
-        request, accelerate.with_turbo_weights(request, installed, extras), default_model
+        request, acceleration.with_turbo_weights(request, installed, extras), default_model
     )
     reasons = [why]
     notices = list(request.notices)
     if request.acceleration == "turbo":
-        request, why, minded = accelerate.turbo_settings(request, model, extras)
+        request, why, minded = acceleration.turbo_settings(request, model, extras)
         reasons.append(why)
         notices += minded
     here = installed[model.id]
@@ -270,7 +269,7 @@ def make(
         acceleration=request.acceleration,
     )
     if request.acceleration == "cached":
-        reused, why = accelerate.cached_steps(
+        reused, why = acceleration.cached_steps(
             model, plan.solver, plan.flow_shift, plan.num_inference_steps, plan.steps_taken
         )
         plan = replace(plan, reused=reused, reasons=(*plan.reasons, why))

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from wan_worker.catalog.models import MODELS, OTHER_NAMES, Installed, Model, stored_bytes
 from wan_worker.errors import InvalidRequest
-from wan_worker.inputs import references
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning.plan import Plan
 from wan_worker.reports import model_advice, performance
@@ -61,7 +60,8 @@ class State:
 class Planner:
     """What would become of a request."""
 
-    replan: Callable[[Request], Plan]
+    replan: Callable[[Request], tuple[Request, Plan]]
+    """The request as it can be planned here, and its plan."""
     plan_as_if_installed: model_advice.PlanAsIfInstalled
     """As if every model were installed."""
     estimate: model_advice.EstimateOf
@@ -120,7 +120,7 @@ def answer(
             told = _comparison(job, fields, contract, state, planner)
         case _:
             asked = _asked(job, fields.get("request"), contract)
-            asked, planned = references.plan_with(asked, planner.replan)
+            asked, planned = planner.replan(asked)
             planner.check(asked)
             told = _plan(planned) | {"estimate": planner.estimate(asked, planned).public()}
             warnings = [{"code": n.code, "message": n.message} for n in planned.notices]

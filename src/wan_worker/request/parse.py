@@ -16,8 +16,7 @@ from typing import Any, Final, Literal
 
 from wan_worker.catalog.models import OTHER_NAMES, Size
 from wan_worker.errors import InvalidRequest
-from wan_worker.request import formats, outputs
-from wan_worker.request import loras as adapters
+from wan_worker.request import formats, loras, outputs
 from wan_worker.request.formats import Mode
 from wan_worker.request.legacy_envelope import open_envelope
 from wan_worker.request.loras import Lora
@@ -43,6 +42,18 @@ class Notice:
 
     code: str
     message: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to start from, as the request gives it."""
+
+    field: str
+    """One of ``REFERENCES``."""
+    source: str
+    """A URL, a data URI or base64."""
+    pointer: str
+    """JSON pointer that it was given under."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +110,23 @@ class Request:
             name = "width"
         return self.where.get(name, f"/input/{name}")
 
-    def reference(self, name: str) -> str | None:
-        """The picture given under one of ``REFERENCES``."""
-        return self.image if name == "image_url" else self.last_image
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures that are given, in the order of ``REFERENCES``."""
+        sources = zip(REFERENCES, (self.image, self.last_image), strict=True)
+        return tuple(
+            Picture(name, source, self.pointer(name))
+            for name, source in sources
+            if source is not None
+        )
 
     @property
     def references(self) -> tuple[str, ...]:
         """Which of ``REFERENCES`` are given."""
-        return tuple(name for name in REFERENCES if self.reference(name) is not None)
+        return tuple(picture.field for picture in self.pictures)
 
     def without(self, names: Iterable[str], notice: Notice) -> "Request":
-        """The same request without these pictures, saying why."""
+        """The same request without these pictures, and a notice that says why."""
         image = None if "image_url" in names else self.image
         return replace(
             self,
@@ -174,7 +191,7 @@ def request(job: Mapping[str, Any], contract: Contract) -> Request:
         solver=pick("solver"),
         flow_shift=pick("flow_shift"),
         upscale=int(fields.get("upscale", 1)),
-        loras=adapters.parse(fields.get("loras", [])),
+        loras=loras.parse(fields.get("loras", [])),
         acceleration=fields.get("acceleration", "exact"),
         precision=None if fields.get("precision") == "auto" else fields.get("precision"),
         output_format=output_format,
