@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
 
 import figures
+import rooms
 
 from wan_worker import errors
 from wan_worker.catalog.models import EXTRAS, MODELS, Model, stored_bytes
@@ -285,7 +286,8 @@ def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 def wanted() -> dict[Path, str]:
     """What every generated file should hold."""
     documents = {path: render(path.read_text("utf-8"), tables) for path, tables in TABLES.items()}
-    return documents | {ROOT / "docs" / name: plot() for name, plot in figures.PLOTS.items()}
+    pictures = figures.PLOTS | {"rooms.svg": rooms.draw}
+    return documents | {ROOT / "docs" / name: picture() for name, picture in pictures.items()}
 
 
 def main() -> int:

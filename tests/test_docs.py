@@ -67,6 +67,20 @@ def test_nothing_points_outside_the_repository() -> None:
         assert "HOSTILE" not in text
 
 
+def test_every_path_in_the_architecture_is_there_and_every_room_is_in_it() -> None:
+    package = ROOT / "src" / "wan_worker"
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = set(
+        re.findall(r"`((?:[\w.*-]+/)*[\w.*-]+\.(?:py|md|json|toml|hcl)|(?:[\w.-]+/)+)`", text)
+    )
+    assert len(named) > 80
+    assert {path for path in named if not [*package.glob(path), *ROOT.glob(path)]} == set()
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    trunk = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert rooms - {path.split("/")[0] for path in named} == set()
+    assert trunk - named == set()
+
+
 def test_every_link_between_the_documents_leads_somewhere() -> None:
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)\s]+)", path.read_text("utf-8")):
