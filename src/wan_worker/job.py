@@ -3,8 +3,8 @@
     request -> plan -> references -> generate -> upscale -> encode -> artifact -> storage
     -> response
 
-``run`` holds the only try/except that turns an exception into an answer, so whatever happens below
-it, the platform gets a dict that is strict JSON, the temp folder goes, and the next job finds the
+``run`` holds the only try/except that turns an exception into an answer. Whatever happens below it,
+the platform gets a dict that is strict JSON, the temp folder goes, and the next job finds the
 worker as it was. The plan is complete before anything is downloaded or the GPU is touched.
 """
 
@@ -50,12 +50,12 @@ LAST_CALLBACK_SECONDS = 2.0
 
 @dataclass
 class _Known:
-    """What is known of a job so far: a failure is reported with as much."""
+    """What is known of a job so far. A failure is reported with it."""
 
     asked: Request | None = None
     planned: Plan | None = None
     peak_bytes: int | None = None
-    """Of the GPU, measured."""
+    """GPU memory, measured."""
 
 
 def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
 
 
 def _run(job: Mapping[str, Any], worker: Worker, control: Control, counts: bool) -> dict[str, Any]:
-    """As ``run``; what counts is a job and not a question."""
+    """As ``run``. A question (``mode: info``) does not count as a job."""
     known, error = _Known(), None
     answer: dict[str, Any] = {}
     logs.event("begin", "begins")
