@@ -171,7 +171,7 @@ def _usual_threads() -> int:
 def _pipeline(
     planned: Plan, context: ClipContext, control: Control
 ) -> Iterator[tuple[Any, tuple[lora.Fit, ...], Plan]]:
-    """The plan's pipeline with the job's LoRAs on it, how they fit, and the plan with what is new."""
+    """The plan's pipeline with the job's LoRAs on it, how they fit, and the updated plan."""
     control.enter("load")
     here = context.installed[planned.model.id]
     pipeline = context.pool.pipeline(planned, here, control.check)

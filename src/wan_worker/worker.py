@@ -1,8 +1,8 @@
-"""What do all jobs share, and what follows from it for a request: the plan, its time, the answers?
+"""What do all jobs share, and what plan and estimate does it make of a request?
 
-One ``Worker`` is made at the process's start. What can change while it runs is asked anew for each
-job: which weights are installed, and what others hold of the GPU.
-Not covered: carrying a job out (job).
+One ``Worker`` is made when the process starts. What can change while it runs is asked again for
+each job: which weights are installed, and how much of the GPU others hold.
+Not covered: the order of a job's stages (job).
 """
 
 import logging
@@ -220,10 +220,10 @@ def estimated(
     worker: Worker,
     here: Mapping[str, Installed] | None = None,
 ) -> Estimate:
-    """How long it takes once it has the GPU, as things are now.
+    """How long the job takes once it has the GPU, as things are now.
 
     Args:
-        here: what is installed, for somebody who has looked already.
+        here: the installed models; None looks for them.
     """
     settings, pool = worker.settings, worker.pool
     done = work.AlreadyDone(
@@ -238,7 +238,7 @@ def estimated(
 
 
 def planner(worker: Worker) -> info.Planner:
-    """What questions about jobs are answered by."""
+    """What ``mode: info`` plans and estimates with."""
     settings, here = worker.settings, installed(worker)
     machine = worker.tuning.known(hardware.refresh(worker.hardware))
     everything, beside = model_advice.complete(here), model_advice.complete_extras(extras(worker))
@@ -257,7 +257,7 @@ def planner(worker: Worker) -> info.Planner:
 
 
 def check(asked: Request, worker: Worker) -> None:
-    """Refuse, beside its plan, what can be refused before anything is fetched.
+    """Refuse what its plan does not refuse and what needs no fetch.
 
     Raises:
         InvalidRequest, Unsupported: a LoRA is not here, or is none.
@@ -270,17 +270,17 @@ def check(asked: Request, worker: Worker) -> None:
 
 
 def installed(worker: Worker) -> dict[str, Installed]:
-    """Asked for each job: weights may be installed while the worker runs."""
+    """The installed models, by id. Asked for each job: more may come while the worker runs."""
     return store.installed(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def extras(worker: Worker) -> dict[str, Installed]:
-    """Components beside the models, by name."""
+    """The installed components that no model has, by name."""
     return store.extras(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def state(worker: Worker) -> info.State:
-    """What questions about the worker are answered from."""
+    """What ``mode: info`` tells about the worker."""
     models, volume = worker.settings.models_dir, worker.settings.volume_dir
     return info.State(
         hardware=hardware.refresh(worker.hardware),

@@ -1,12 +1,12 @@
 """Is this input right, and what exactly does it ask for?
 
-``parse`` turns an untrusted job into a frozen ``Request``, or raises ``InvalidRequest`` naming the
-JSON pointer and the rule. It never repeats a value: it could be a secret. Order of precedence:
-a field of the request, then its preset, then (in plan) the model's own default.
+``request`` turns an untrusted job into a frozen ``Request``, or raises ``InvalidRequest`` with the
+JSON pointer and the rule. It never repeats a value: it could be a secret. A field of the request
+comes before its preset, and that before the model's own default (planning.defaults).
 
-The schema has the rules for single fields (contract); here are those across fields.
-Not covered: anything that depends on the machine or on installed models (plan), and what is behind
-a URL (net, images).
+The rules of single fields are the schema's (schema); the rules across fields are here.
+Not covered: anything that depends on the machine or on installed models (planning), and what is
+behind a URL (inputs).
 """
 
 import re
@@ -25,7 +25,7 @@ from wan_worker.request.schema import Contract, check
 from wan_worker.settings import Bucket, Secret, WeightType, is_endpoint
 
 Acceleration = Literal["exact", "cached", "turbo"]
-"""How much of Wan's own function a request insists on."""
+"""How far a job may depart from Wan's own function: not at all (``exact``), or to be faster."""
 
 PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"
 
@@ -38,7 +38,7 @@ STRENGTH: Final = 0.7
 
 @dataclass(frozen=True)
 class Notice:
-    """What went otherwise than asked, without failing: an entry of the response's warnings."""
+    """Something was done differently than asked, without failing: a warning of the response."""
 
     code: str
     message: str
@@ -58,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, with presets applied. None: the model's own default (plan decides)."""
+    """What was asked for, with presets applied. None: the plan takes the model's own default."""
 
     job_id: str
     mode: Mode
@@ -101,7 +101,7 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """The first output's."""
+        """The first output's prompt."""
         return self.outputs[0].prompt
 
     def pointer(self, name: str) -> str:
