@@ -269,7 +269,7 @@ def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
             hub.tally.has(source.repository.name, file.path, file.size)
         else:
             hub.get(source.repository, file, arriving / file.name, stop)
-            _move_rounded(arriving / file.name, partial / file.name, component)
+            _move_or_round(arriving / file.name, partial / file.name, component)
 
     try:
         listed = {file.name: file for file in wanted if file not in small}
@@ -310,7 +310,7 @@ def _kept_in_fp32(component: Component) -> frozenset[str]:
     return frozenset(getattr(cls, attribute, None) or ())
 
 
-def _move_rounded(arrived: Path, final: Path, component: Component) -> None:
+def _move_or_round(arrived: Path, final: Path, component: Component) -> None:
     """Move a weight file, unchanged or rounded. It gets its final name when it is whole."""
     header = safetensors_file.read_header(arrived)
     has_fp32 = not component.keep_fp32 and any(t.dtype == "F32" for t in header.tensors.values())

@@ -144,7 +144,7 @@ class Hub:
 
         Raises:
             ModelUnavailable: the Hub refuses the file, or can't be reached.
-            ModelCorrupt: the content was wrong twice.
+            ModelCorrupt: the content differed twice from what the Hub states.
             OSError: the disk failed.
         """
         stop = stop or threading.Event()
@@ -218,7 +218,7 @@ class Hub:
                     unit_scale=True,
                     disable=None,  # bars for a terminal only
                 ) as bar:
-                    # Pieces as they arrive. With a fixed size a broken line would cost the last one.
+                    # Pieces as they arrive: with a fixed size, a broken line would lose the last.
                     for piece in response.iter_bytes():
                         if stop.is_set():
                             raise Stopped
