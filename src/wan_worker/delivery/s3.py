@@ -66,7 +66,7 @@ def put(artifact: Artifact, key: str, to: S3, control: Control) -> str:
         StorageFailed: the bucket refused it, or could not be reached after the SDK's retries.
         Canceled, DeadlineExceeded: the job should stop; the object is removed.
     """
-    bucket_name = to.bucket.bucket_name
+    bucket_name = to.bucket.name
     with _storage_errors():
         s3_client = client(to)
         try:

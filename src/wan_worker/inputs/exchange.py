@@ -23,7 +23,7 @@ POLL_SECONDS: Final = 0.5
 """How long a stalled read may delay the end of a cancelled job."""
 CHUNK_BYTES: Final = 64 * 1024
 RETRYABLE: Final = frozenset({408, 425, 429})
-"""And every 5xx."""
+"""After these statuses and every 5xx, a retry may help."""
 
 
 class Sink(Protocol):
