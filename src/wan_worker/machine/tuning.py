@@ -134,7 +134,9 @@ class Tuning:
         self._mtime_ns = mtime_ns
 
     def _write(self, calibrations: tuple[Calibration, ...]) -> None:
-        body = json.dumps({"calibrations": [asdict(calibration) for calibration in calibrations]}, indent=2)
+        body = json.dumps(
+            {"calibrations": [asdict(calibration) for calibration in calibrations]}, indent=2
+        )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_text(body + "\n", "utf-8")
