@@ -10,7 +10,6 @@ worker as it was. The plan is complete before anything is downloaded or the GPU 
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,6 @@ from wan_worker import worker as workers
 from wan_worker.delivery import callback, deliver, response, storage
 from wan_worker.errors import (
     Canceled,
-    DeadlineExceeded,
     WorkerError,
     public_json,
 )
@@ -43,9 +41,6 @@ from wan_worker.worker import make as make_worker
 log = logging.getLogger(__name__)
 
 __all__ = ["Worker", "make_worker", "run"]
-
-CALLBACK_SECONDS = 20.0
-LAST_CALLBACK_SECONDS = 2.0
 
 
 @dataclass
@@ -152,37 +147,22 @@ def _notify(
     known: _Known,
     control: Control,
 ) -> None:
-    """Tell the callback how the job ended; what goes wrong there is a warning and no more."""
+    """Tell the callback how the job ended. A failure there is a warning, and no more."""
     given = job.get("input")
     url = given.get("callback_url") if isinstance(given, dict) else None
     if not isinstance(url, str) or (error is not None and error.field == callback.FIELD):
         return
     job_id = str(job.get("id", "local"))
-    if error is None:
-        assets = answer["assets"]
-        body = callback.completed(
-            job_id,
-            [a["key"] for a in assets if "key" in a],
-            [a["url"] for a in assets if "url" in a],
-            answer["metadata"],
-        )
-    else:
-        body = callback.failed(
-            job_id,
-            error.located,
-            error_type=error.code,
-            job_type=None if known.asked is None else known.asked.job_type,
-            wan_task=None if known.planned is None else known.planned.model.wan_task,
-            timestamp=int(time.time()),
-        )
-    # A job that should be gone must not hold the next one up for long.
-    ended = isinstance(error, Canceled | DeadlineExceeded)
-    budget = LAST_CALLBACK_SECONDS if ended else CALLBACK_SECONDS
-    if not ended and control.seconds_left is not None:
-        budget = max(LAST_CALLBACK_SECONDS, min(budget, control.seconds_left))
-    problem = callback.send(
-        url, body, worker.settings.callback_secrets, worker.policy, seconds=budget
+    body = callback.body(
+        job_id,
+        answer,
+        error,
+        job_type=known.asked.job_type if known.asked else None,
+        wan_task=known.planned.model.wan_task if known.planned else None,
     )
+    seconds = callback.budget(error, control.seconds_left)
+    secrets = worker.settings.callback_secrets
+    problem = callback.send(url, body, secrets, worker.policy, seconds=seconds)
     if problem is not None:
         log.warning("job %s: %s", storage.job_folder(job_id), problem)
         if error is None:

@@ -28,6 +28,7 @@ from wan_worker.machine.tuning import Tuning
 from wan_worker.media import encode
 from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
+from wan_worker.planning import enhancer as enhancing
 from wan_worker.planning import memory, segments
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.speedups import CompilePolicy
@@ -140,7 +141,9 @@ def _plan(asked: Request, worker: Worker) -> Plan:
         )
         if not asked.enhance_prompt:
             return plan
-        return enhance.decide(plan, here[plan.model.id], machine, *enhancer(worker))
+        component, found = enhancer(worker)
+        weights = None if found is None else _weights_of(component, found)
+        return enhancing.decide(plan, here[plan.model.id], machine, component, weights)
     except ModelUnavailable:
         broken = store.damaged(settings.models_dir)
         if broken:
@@ -178,10 +181,10 @@ def enhanced(planned: Plan, worker: Worker, control: Control) -> Plan:
         def load() -> enhance.Enhancer:
             if found is None:  # it was there when the job was planned
                 raise ModelUnavailable(f"{component.repository} is gone")
-            weighs = Installed({component.name: found.weight_bytes}, found.tiny)
-            size = memory.loaded_bytes(weighs, worker.hardware)[component.name]
+            sizes = memory.loaded_bytes(_weights_of(component, found), worker.hardware)
+            size = sizes[component.name]
             loaded: enhance.Enhancer = worker.pool.single(
-                component, found.folder, size, enhance.CHAT_BYTES
+                component, found.folder, size, enhancing.CHAT_BYTES
             )
             return loaded
 
@@ -300,3 +303,7 @@ def enhancer(worker: Worker) -> tuple[Component, store.Found | None]:
     settings = worker.settings
     component = components.enhancer(settings.enhancer_model)
     return component, store.locate(component, settings.models_dir, settings.volume_dir)
+
+
+def _weights_of(component: Component, found: store.Found) -> Installed:
+    return Installed({component.name: found.weight_bytes}, found.tiny)

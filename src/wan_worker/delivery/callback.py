@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from wan_worker.errors import FetchFailed, WorkerError
+from wan_worker.errors import Canceled, DeadlineExceeded, FetchFailed, WorkerError
 from wan_worker.inputs import net
 from wan_worker.inputs.dialing import Policy
 from wan_worker.settings import Secret
@@ -31,6 +31,52 @@ TRY_SECONDS: Final = 10.0
 RETRYABLE: Final = frozenset({408, 425, 429})
 """These statuses and every 5xx are tried again."""
 BASE64_PREFIX: Final = "whsec_"
+BUDGET_SECONDS: Final = 20.0
+"""For all tries of a job's callback."""
+LAST_BUDGET_SECONDS: Final = 2.0
+"""The same where the next job should not wait: after a cancel or a deadline."""
+
+
+def body(
+    job_id: str,
+    answer: Mapping[str, Any],
+    error: WorkerError | None,
+    *,
+    job_type: str | None,
+    wan_task: str | None,
+) -> dict[str, Any]:
+    """What the callback of a job says.
+
+    Args:
+        answer: the job's, where it completed.
+        error: why it did not.
+        job_type, wan_task: of a failed job, where they were known by then.
+    """
+    if error is not None:
+        return failed(
+            job_id,
+            error.located,
+            error_type=error.code,
+            job_type=job_type,
+            wan_task=wan_task,
+            timestamp=int(time.time()),
+        )
+    assets = answer["assets"]
+    return completed(
+        job_id,
+        [asset["key"] for asset in assets if "key" in asset],
+        [asset["url"] for asset in assets if "url" in asset],
+        answer["metadata"],
+    )
+
+
+def budget(error: WorkerError | None, seconds_left: float | None) -> float:
+    """Seconds for the callback of a job that ended so, with so much left until its deadline."""
+    if isinstance(error, Canceled | DeadlineExceeded):
+        return LAST_BUDGET_SECONDS
+    if seconds_left is None:
+        return BUDGET_SECONDS
+    return max(LAST_BUDGET_SECONDS, min(BUDGET_SECONDS, seconds_left))
 
 
 def completed(

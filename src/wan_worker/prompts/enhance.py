@@ -6,33 +6,26 @@ same request gives the same words, so the same seed still gives the same bytes.
 Promises: a failure of the language model costs a warning and not the job, which goes on with the
 user's prompt; the user's text is data, it can't close its own message in the chat; the negative
 prompt is never touched; a cancelled job stops at the next token.
-Not covered: where the weights are (weights.store), keeping them in memory (pipelines.pool), and
-whether an answer is usable (answer_check).
+Not covered: whether it can run here (planning.enhancer), where its weights are (weights.store),
+keeping them in memory (pipelines.pool), and whether an answer is usable (answer_check).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from wan_worker.catalog.components import ENHANCER, Component
-from wan_worker.catalog.models import MAX_PROMPT_TOKENS, Installed
+from wan_worker.catalog.models import MAX_PROMPT_TOKENS
 from wan_worker.errors import Canceled, DeadlineExceeded, GpuFault, WorkerError
 from wan_worker.faults import classify, is_gpu_fault, is_out_of_memory
-from wan_worker.machine.hardware import Hardware
-from wan_worker.planning.memory import Layout, gb, loaded_bytes, stay_together
+from wan_worker.planning.enhancer import unchanged
 from wan_worker.planning.plan import Plan
 from wan_worker.prompts import answer_check
-from wan_worker.request.parse import Notice
 from wan_worker.timing.progress import Control
-from wan_worker.weights.store import Found
 
 Kind = Literal["video", "image", "image_to_video"]
 
 MAX_NEW_TOKENS: Final = MAX_PROMPT_TOKENS
 """An answer that has not ended by then is longer than the video model reads."""
-
-CHAT_BYTES: Final = 1024**3
-"""Memory for a chat beside the language model's weights; Qwen2.5-7B's cache takes 56 KB a token."""
 
 _OPENING: Final[dict[Kind, str]] = {
     "video": "You turn an idea into the text that a video generator is given.",
@@ -89,61 +82,6 @@ def kind_of(planned: Plan) -> Kind:
     if planned.mode == "image":
         return "image"
     return "image_to_video" if planned.references else "video"
-
-
-def decide(
-    planned: Plan,
-    installed: Installed,
-    hardware: Hardware,
-    enhancer: Component,
-    found: Found | None,
-) -> Plan:
-    """Decide whether the plan's prompt can be rewritten, and what happens to the weights. Pure.
-
-    They stay in memory if they fit beside the video model's. Otherwise they are released after the
-    prompt is written, before denoising.
-
-    Args:
-        installed: the sizes of the plan's model.
-        found: the language model's weights, or None where they are not installed.
-    """
-    if not any(output.prompt for output in planned.outputs):
-        return unchanged(planned, "there is none to rewrite")
-    if found is None or (found.tiny and not planned.tiny):
-        option = "" if enhancer == ENHANCER else f" {enhancer.repository}"
-        return unchanged(
-            planned,
-            f"{enhancer.repository} is not installed in this worker; install it with: "
-            f"python download_weights.py --enhancer{option}",
-        )
-    enhancer_sizes = Installed({enhancer.name: found.weight_bytes}, found.tiny)
-    size = loaded_bytes(enhancer_sizes, hardware)[enhancer.name]
-    if size + CHAT_BYTES > hardware.free_bytes:
-        return unchanged(
-            planned,
-            f"{enhancer.repository} takes {gb(size + CHAT_BYTES)} of memory and "
-            f"{hardware.name} has {gb(hardware.free_bytes)}",
-        )
-    model = loaded_bytes(installed, hardware)
-    alone = Layout(planned.placement, room_bytes=hardware.free_bytes - size - CHAT_BYTES)
-    stays = stay_together(hardware, planned.layout, alone, model, {enhancer.name: size})
-    weights_reason = (
-        f"its {gb(size)} stay in memory beside the model's {gb(sum(model.values()))}"
-        if stays
-        else f"its {gb(size)} are released before denoising: beside the model's "
-        f"{gb(sum(model.values()))} there is no room"
-    )
-    return replace(
-        planned,
-        enhancer="keep" if stays else "release",
-        reasons=(*planned.reasons, f"enhance_prompt: by {enhancer.repository}; {weights_reason}"),
-    )
-
-
-def unchanged(planned: Plan, why: str) -> Plan:
-    """The plan with the user's own prompt, and a notice that says so."""
-    notice = Notice("PROMPT_NOT_ENHANCED", f"The prompt was used as it came: {why}.")
-    return replace(planned, enhancer=None, notices=(*planned.notices, notice))
 
 
 @dataclass(frozen=True)
