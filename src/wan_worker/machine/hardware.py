@@ -136,7 +136,7 @@ def forget_gpu_peak(machine: Hardware) -> None:
 
 
 def gpu_peak_bytes(machine: Hardware) -> int | None:
-    """The most GPU memory that torch's allocator has held since then; None on a CPU."""
+    """The most GPU memory that torch has held since ``forget_gpu_peak``; None on a CPU."""
     if machine.device != "cuda":
         return None
     return int(sys.modules["torch"].cuda.max_memory_reserved())

@@ -92,7 +92,7 @@ def why_not(request: Request, model: Model) -> Refusal | None:
 
 
 def accelerates(model: Model, mode: Acceleration) -> bool:
-    """Is what this acceleration needs published for the model?"""
+    """Has somebody published the data that this acceleration needs for the model?"""
     return mode == "exact" or model.id in {"cached": CURVES, "turbo": TURBO}[mode]
 
 

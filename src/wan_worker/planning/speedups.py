@@ -20,13 +20,13 @@ from wan_worker.planning.memory import Layout
 from wan_worker.settings import Compile
 
 BATCHED_GUIDANCE_TOKENS: Final = 4096
-"""Up to so many tokens in one denoising call, both branches of guidance are one forward.
+"""If a denoising call has at most so many tokens, both branches of guidance are one forward.
 
 A forward of the 1.3B launches some 1,800 kernels. The host takes longer to launch them than an H100
 takes for the 1,560 tokens of an 832x480 image. This bound includes an image of 1280x720."""
 
 COMPILE_SECONDS: Final = 400.0
-"""From so many seconds of denoising in one job, compiling is expected to pay within the job.
+"""From so many seconds of denoising on, compiling is expected to pay within the job.
 
 By arithmetic: between its matrix products a block reads and writes some 250 bytes for each token
 and channel (benchmarks/levers.py). That is an eighth to a sixth of its time; once fused, most of it

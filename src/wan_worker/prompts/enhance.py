@@ -66,7 +66,7 @@ _LABELS: Final[dict[Kind, str]] = {
 
 
 def instruction(kind: Kind) -> str:
-    """The instruction to the language model. It is the same for every idea."""
+    """The instruction to the language model. It does not depend on the idea."""
     return f"{_OPENING[kind]} {_DETAILS[kind]} {_RULES}"
 
 

@@ -22,8 +22,7 @@ MAX_GIF_FPS: Final = 50
 
 MAX_VIDEO_PIXELS: Final = 36_864 * 16 * 16
 """Largest frame of H.264 level 5.1 (ITU-T H.264, table A-1: MaxFS in macroblocks of 16x16):
-4096x2304. It is the highest level that phones and televisions decode. Wan's own frames are far
-smaller."""
+4096x2304. Phones and televisions decode no higher level. Wan's own frames are far smaller."""
 
 
 def output_format(asked: str | None, mode: Mode) -> str:

@@ -28,7 +28,7 @@ KEPT: Final = 16
 """Samples of one key that count."""
 
 NEAREST: Final = 3
-"""So many of these give the median: the nearest in size; if equally near, the newest."""
+"""The median is of so many samples: the nearest in size; if equally near, the newest."""
 
 ALIKE: Final = 0.1
 """Sizes whose logarithms are less apart than this are equally near."""

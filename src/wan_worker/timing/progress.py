@@ -85,7 +85,7 @@ class Preview:
 
 
 class Viewer:
-    """Somebody may be watching a job: previews for them, seldom, and never at the job's cost.
+    """Draws previews for somebody who may watch a job: seldom, and never at the job's cost.
 
     Args:
         show: takes each preview, in the worker's thread.

@@ -38,7 +38,7 @@ DECODE_FLOPS: Final = 8.47e6
 DECODE_FLOPS_2_2: Final = 18.4e6
 """Operations per decoded pixel of the VAEs of Wan 2.1 and 2.2 (benchmarks/roofline.py)."""
 TOY_DECODE_FLOPS: Final = 2e5
-"""About those of the toy VAE: they give its time at the toy transformer's speed."""
+"""Operations that give about the toy VAE's time at the toy transformer's speed."""
 UPSCALE_FLOPS: Final = 36e6
 """Operations of the upscaler per input pixel: its 16.7 million weights, and the layers behind its
 two enlargements."""
