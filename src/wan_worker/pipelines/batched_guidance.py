@@ -68,8 +68,8 @@ def _both(forward: Callable[..., Any], negative: "torch.Tensor") -> Callable[...
         for name in BATCHED:
             if arguments.get(name) is not None:
                 arguments[name] = torch.cat([arguments[name]] * 2)
-        (output,) = forward(**arguments | {"encoder_hidden_states": texts[0]})
-        first, second = output.chunk(2)
+        (made,) = forward(**arguments | {"encoder_hidden_states": texts[0]})
+        first, second = made.chunk(2)
         waiting.append((latents, second))
         return (first,)
 
