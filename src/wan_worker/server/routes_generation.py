@@ -44,7 +44,7 @@ SHORT_CHARACTERS: Final = 1024
 
 
 class _JobId(StringConvertor):
-    """A job's id: any name but those of the routes beside it, which answer wrong methods themselves."""
+    """A job's id. It can't be the name of a route beside it: that route answers a wrong method."""
 
     regex = "(?!(?:submit|plan)$)[^/]+"
 
