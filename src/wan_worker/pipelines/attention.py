@@ -121,11 +121,11 @@ def relative_error(
 def _use(pipeline: Any, name: str) -> None:
     """Give a pipeline's experts a kernel, whichever one an earlier job left there."""
     for part in (pipeline.transformer, getattr(pipeline, "transformer_2", None)):
-        if part is not None and _held(part) != name:
+        if part is not None and _kernel_of(part) != name:
             _set(part, name)
 
 
-def _held(expert: Any) -> str:
+def _kernel_of(expert: Any) -> str:
     processors = (getattr(module, "processor", None) for module in expert.modules())
     backends = {
         getattr(processor, "_attention_backend", None)
