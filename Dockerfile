@@ -34,7 +34,9 @@ COPY download_weights.py ./
 COPY weights/tiny weights/tiny
 COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py src/wan_worker/
 COPY src/wan_worker/catalog/__init__.py src/wan_worker/catalog/components.py \
-     src/wan_worker/catalog/distilled.py src/wan_worker/catalog/models.py src/wan_worker/catalog/
+     src/wan_worker/catalog/distilled.py src/wan_worker/catalog/magcache_ratios.py \
+     src/wan_worker/catalog/models.py src/wan_worker/catalog/transformer_config.py \
+     src/wan_worker/catalog/
 COPY src/wan_worker/weights/__init__.py src/wan_worker/weights/download.py \
      src/wan_worker/weights/hub.py src/wan_worker/weights/real_esrgan.py \
      src/wan_worker/weights/safetensors_file.py src/wan_worker/weights/store.py \

@@ -22,7 +22,6 @@ from wan_worker.catalog.models import Installed, Model
 from wan_worker.errors import Unsupported
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning.activations import (
-    SHAPES,
     TILE,
     UPSCALE_BYTES,
     Decode,
@@ -35,6 +34,7 @@ from wan_worker.planning.activations import (
     kept_wide_bytes,
     outside_blocks_bytes,
     prompt_bytes,
+    shape_of,
     widened_bytes,
 )
 from wan_worker.request.parse import Notice
@@ -117,7 +117,7 @@ def weight_bytes(
     for component in model.components:
         size = component_bytes[component.name]
         if kind != "bf16" and component.role.startswith("transformer"):
-            shape = SHAPES[model.id]
+            shape = shape_of(model)
             outside = outside_blocks_bytes(shape)
             size = outside + (size - outside) // 2 + kept_wide_bytes(shape)
         sizes[component.role] = size
@@ -183,7 +183,7 @@ def estimate(
         denoiser = max(size for role, size in sizes.items() if role.startswith("transformer"))
         text = sizes["text_encoder"]
         if layout.placement == "group":
-            denoiser = _passing(denoiser, SHAPES[model.id])
+            denoiser = _passing(denoiser, shape_of(model))
             # It goes layer by layer; the table of embeddings is the largest.
             text = min(text, EMBEDDING_TABLE_BYTES + BLOCKS_AT_ONCE * text // 100) + vae
         weights = {
@@ -205,7 +205,7 @@ def estimate(
     for stage in everywhere:
         weights[stage] += adapters * (2 if model.two_experts else 1)
     if layout.weight_type != "bf16":
-        weights["denoise"] += widened_bytes(SHAPES[model.id])
+        weights["denoise"] += widened_bytes(shape_of(model))
     if job.upscaled:
         weights["decode"] += UPSCALE_BYTES
     peaks = {s: weights[s] + int(FRAGMENTATION * live[s]) + RESERVED_BYTES for s in STAGES}
