@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_worker.catalog.distilled import TURBO
 from wan_worker.catalog.models import Installed
 from wan_worker.errors import OutOfMemory
 from wan_worker.faults import is_out_of_memory
@@ -186,7 +185,7 @@ def _pipeline(
 def _distilled(planned: Plan, context: ClipContext) -> tuple[LoraFile, ...]:
     """The plan's distilled weights, as LoRAs of the job."""
     files = []
-    for one in TURBO[planned.model.id] if planned.turbo else ():
+    for one in planned.model.turbo if planned.turbo else ():
         name = one.component.name
         path = context.extras[name].folders[name] / one.component.file
         files.append(LoraFile(Lora(name, stage=one.stage, field="/input/acceleration"), path))

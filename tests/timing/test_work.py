@@ -15,7 +15,7 @@ from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.machine.hardware import Hardware
 from wan_worker.machine.peak_flops import peak_of
 from wan_worker.planning import flops, segments
-from wan_worker.planning.activations import SHAPES, Shape
+from wan_worker.planning.activations import Shape, shape_of
 from wan_worker.planning.plan import Plan
 from wan_worker.request import parse, schema
 from wan_worker.timing import work
@@ -68,7 +68,9 @@ def test_the_transformers_arithmetic_is_what_torch_counts(with_picture: bool) ->
 def test_full_size_forwards_come_to_the_published_magnitudes(model: str, teraflops: int) -> None:
     found = MODELS[model]
     tokens = work.tokens(found, found.default_size, found.native_frames)
-    assert flops.forward_flops(SHAPES[model], tokens) / 1e12 == pytest.approx(teraflops, rel=0.005)
+    assert flops.forward_flops(shape_of(found), tokens) / 1e12 == pytest.approx(
+        teraflops, rel=0.005
+    )
 
 
 @pytest.mark.parametrize(

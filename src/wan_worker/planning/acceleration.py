@@ -32,7 +32,7 @@ def with_turbo_weights(
     able = {
         name: weights
         for name, weights in installed.items()
-        if why_not(request, MODELS[name]) is None and set(distilled.names_for(name)) <= set(extras)
+        if why_not(request, MODELS[name]) is None and set(MODELS[name].turbo_names) <= set(extras)
     }
     return able or installed
 
@@ -45,7 +45,7 @@ def turbo_settings(
     Raises:
         ModelUnavailable: the model's turbo weights are not installed.
     """
-    absent = [name for name in distilled.names_for(model.id) if name not in extras]
+    absent = [name for name in model.turbo_names if name not in extras]
     if absent:
         raise ModelUnavailable(install_hint(*absent), field=request.pointer("acceleration"))
     made_for: dict[str, Any] = {

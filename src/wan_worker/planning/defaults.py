@@ -10,6 +10,7 @@ from typing import Any
 
 from wan_worker.catalog.models import Model, Size
 from wan_worker.errors import InvalidRequest
+from wan_worker.planning import solvers
 from wan_worker.planning.model_choice import loses_detail
 from wan_worker.request.parse import Notice, Request
 
@@ -91,7 +92,7 @@ def resolve(request: Request, model: Model, *, tiny: bool) -> Resolved:
     steps = _pick(request.num_inference_steps, model.steps, "num_inference_steps", reasons)
     guidance = _pick(request.guidance_scale, model.guidance_scale, "guidance_scale", reasons)
     guidance_2 = _guidance_2(request, model, reasons, notices)
-    solver = _pick(request.solver, "unipc", "solver", reasons)
+    solver = _pick(request.solver, solvers.DEFAULT, "solver", reasons)
     flow_shift = request.flow_shift
     if flow_shift is None and model.flow_shift is not None:
         flow_shift = _pick(None, model.flow_shift, "flow_shift", reasons)

@@ -22,7 +22,6 @@ from wan_worker.catalog.models import Installed, Model
 from wan_worker.errors import Unsupported
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning.activations import (
-    SHAPES,
     TILE,
     UPSCALE_BYTES,
     Decode,
@@ -35,6 +34,7 @@ from wan_worker.planning.activations import (
     kept_wide_bytes,
     outside_blocks_bytes,
     prompt_bytes,
+    shape_of,
     widened_bytes,
 )
 from wan_worker.request.parse import Notice
@@ -121,7 +121,7 @@ def weight_bytes(
     for component in model.components:
         size = component_bytes[component.name]
         if kind != "bf16" and component.role.startswith("transformer"):
-            shape = SHAPES[model.id]
+            shape = shape_of(model)
             outside = outside_blocks_bytes(shape)
             size = outside + (size - outside) // 2 + kept_wide_bytes(shape)
         sizes[component.role] = size
@@ -187,7 +187,7 @@ def estimate(
         denoiser = max(size for role, size in sizes.items() if role.startswith("transformer"))
         text = sizes["text_encoder"]
         if layout.placement == "group":
-            denoiser = _group_bytes(denoiser, SHAPES[model.id])
+            denoiser = _group_bytes(denoiser, shape_of(model))
             # The text encoder passes layer by layer; its embedding table is the largest part.
             text = min(text, EMBEDDING_TABLE_BYTES + BLOCKS_AT_ONCE * text // 100) + vae
         weights = {
@@ -209,7 +209,7 @@ def estimate(
     for stage in everywhere:
         weights[stage] += adapters * (2 if model.two_experts else 1)
     if layout.weight_type != "bf16":
-        weights["denoise"] += widened_bytes(SHAPES[model.id])
+        weights["denoise"] += widened_bytes(shape_of(model))
     if job.upscaled:
         weights["decode"] += UPSCALE_BYTES
     peaks = {s: weights[s] + int(FRAGMENTATION * live[s]) + RESERVED_BYTES for s in STAGES}

@@ -12,8 +12,6 @@ Not covered: whether the model fits this machine (plan).
 
 from collections.abc import Callable, Mapping
 
-from wan_worker.catalog.distilled import TURBO
-from wan_worker.catalog.magcache_ratios import CURVES
 from wan_worker.catalog.models import MODELS, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.request.parse import Acceleration, Request
@@ -93,7 +91,9 @@ def why_not(request: Request, model: Model) -> Refusal | None:
 
 def accelerates(model: Model, mode: Acceleration) -> bool:
     """Has somebody published the data that this acceleration needs for the model?"""
-    return mode == "exact" or model.id in {"cached": CURVES, "turbo": TURBO}[mode]
+    if mode == "cached":
+        return model.magcache is not None
+    return mode == "exact" or bool(model.turbo)
 
 
 def loses_detail(model: Model, area: int) -> bool:

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker.catalog import distilled
 from wan_worker.catalog.components import UPSCALER
 from wan_worker.catalog.models import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable
@@ -150,7 +149,7 @@ class Plan:
     def turbo(self) -> tuple[str, ...]:
         """Distilled weights that go onto the transformers, by component name; few steps are enough
         with them."""
-        return distilled.names_for(self.model.id) if self.acceleration == "turbo" else ()
+        return self.model.turbo_names if self.acceleration == "turbo" else ()
 
     @property
     def reused_steps(self) -> int:
@@ -234,7 +233,7 @@ def make(
         raise ModelUnavailable(install_hint(UPSCALER.name), field=request.pointer("upscale"))
     beside = [UPSCALER.name] if request.upscale > 1 else []
     if request.acceleration == "turbo":
-        beside += distilled.names_for(model.id)
+        beside += model.turbo_names
     reasons += formats.reasons(request.output_format, resolved.fps, request.upscale)
     if request.mode == "video" and resolved.fps != model.fps:
         speed = "slower" if resolved.fps < model.fps else "faster"

@@ -19,7 +19,7 @@ from wan_worker.catalog.models import MODELS, Installed, Model
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import plan
-from wan_worker.planning.activations import SHAPES
+from wan_worker.planning.activations import shape_of
 from wan_worker.planning.memory import gb, loaded_bytes, stay_together
 from wan_worker.planning.model_choice import accelerates
 from wan_worker.planning.plan import Plan
@@ -108,7 +108,7 @@ def _candidates(model: Model, request: Request) -> Iterator[Model]:
     for other in reversed(tuple(MODELS.values())):
         if not accelerates(other, request.acceleration):
             continue
-        if request.loras and SHAPES[other.id].dim != SHAPES[model.id].dim:
+        if request.loras and shape_of(other).dim != shape_of(model).dim:
             continue
         geometry = (other.grid, other.temporal_stride, other.fps)
         if _starts_from_a_picture(other) and geometry == (

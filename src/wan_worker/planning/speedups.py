@@ -139,7 +139,7 @@ def _compiled(
 def _step_seconds(model: Model, job: JobSize, hardware: Hardware) -> float:
     """Seconds of one step, by arithmetic: a measured time would decide differently each day."""
     operations = flops.forward_flops(
-        activations.SHAPES[model.id], activations.tokens(model, job), flops.picture_tokens(model)
+        activations.shape_of(model), activations.tokens(model, job), flops.picture_tokens(model)
     )
     peak = peak_flops.peak_of(hardware.name)
     rate = peak_flops.SHARE * (peak[0] if peak else peak_flops.UNKNOWN_TFLOPS) * 1e12

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 from wan_worker.catalog.components import VAE_2_2
 from wan_worker.catalog.models import MAX_PROMPT_TOKENS, Installed, Model
-from wan_worker.planning.activations import SHAPES, Shape, latent_frames
+from wan_worker.planning.activations import Shape, latent_frames, shape_of
 from wan_worker.planning.flops import forward_flops, picture_tokens
 from wan_worker.planning.plan import Plan, job_size
 from wan_worker.planning.speedups import Speedups
@@ -185,7 +185,7 @@ def _denoise(planned: Plan, rows: int, done: AlreadyDone) -> StageWork:
     model, layout_key = planned.model, _layout_key(planned)
     job = job_size(planned)
     count = latent_frames(job) * (job.pixels // model.grid**2)
-    shape = TOY if planned.tiny else SHAPES[model.id]
+    shape = TOY if planned.tiny else shape_of(model)
     flops = rows * forward_flops(shape, count, 0 if planned.tiny else picture_tokens(model))
     encoded = 0.0
     if planned.references:

@@ -16,9 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wan_worker.catalog.components import ENHANCER, Component
-from wan_worker.catalog.distilled import TURBO
-from wan_worker.catalog.models import EXTRAS, MODELS, components_of
+from wan_worker.catalog.components import ENHANCER, VAE_2_2, Component
+from wan_worker.catalog.models import EXTRAS, MODELS, Model, components_of
 from wan_worker.weights.store import LORAS, TINY, read_manifest, seal
 
 if TYPE_CHECKING:
@@ -33,13 +32,6 @@ WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 
 TEXT_TO_VIDEO: Final = "wan2.1-t2v-1.3b.transformer"
 IMAGE_TO_VIDEO: Final = "wan2.1-i2v-14b-480p.transformer"
-COPIES: Final[Mapping[str, str]] = {
-    "wan2.1-t2v-14b.transformer": TEXT_TO_VIDEO,
-    "wan2.1-i2v-14b-720p.transformer": IMAGE_TO_VIDEO,
-    "wan2.2-t2v-a14b.transformer": TEXT_TO_VIDEO,
-    "wan2.2-t2v-a14b.transformer_2": TEXT_TO_VIDEO,
-}
-"""Components with the same architecture as a trained component."""
 
 IMAGE_PARTS: Final = (".image_embedder.", ".add_k_proj.", ".add_v_proj.", ".norm_added_k.")
 """Layers that read the CLIP embedding in Wan 2.1's image-to-video. Wan 2.2 has none."""
@@ -66,17 +58,49 @@ def write(
             continue
         partial = models_dir / f"{component.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        if component.name in _BUILDERS:
+        make = _maker(component)
+        if make is None:
+            shutil.copytree(TRAINED / trained_as(component), partial)
+        else:
             partial.mkdir()
             with _seeded(component.name):
-                _BUILDERS[component.name](partial)
-        else:
-            shutil.copytree(TRAINED / COPIES.get(component.name, component.name), partial)
+                make(partial)
         seal(partial, target, component, TINY)
         report(f"{component.name}: written")
     if TAUGHT.is_dir():  # not in the image
         shutil.copytree(TAUGHT, models_dir / LORAS, dirs_exist_ok=True)
         report(f"{LORAS}: written")
+
+
+def trained_as(component: Component) -> str:
+    """The trained component of the same architecture."""
+    if not component.role.startswith("transformer"):
+        return component.name
+    return IMAGE_TO_VIDEO if _model_of(component).config.image_dim else TEXT_TO_VIDEO
+
+
+def _maker(component: Component) -> Callable[[Path], None] | None:
+    """What puts a component together; None: it is a copy of a trained one."""
+    if component.role == "turbo":
+        return _turbo(component)
+    if component == VAE_2_2:
+        return _vae_2_2
+    if not component.role.startswith("transformer"):
+        return None
+    model = _model_of(component)
+    if VAE_2_2 in model.parts:
+        return _transformer_2_2(model)
+    if model.config.vace_layers:
+        return _vace
+    if model.config.pos_embed_seq_len:
+        return _first_and_last_frame
+    if model.image == "required" and not model.config.image_dim:
+        return _first_frame_only
+    return None
+
+
+def _model_of(component: Component) -> Model:
+    return next(model for model in MODELS.values() if component in model.components)
 
 
 def _seeded(name: str) -> ExitStack:
@@ -171,15 +195,22 @@ def _turbo(component: Component) -> Callable[[Path], None]:
     return write_lora
 
 
-def _transformer_5b(folder: Path) -> None:
-    from diffusers import WanTransformer3DModel
+def _transformer_2_2(model: Model) -> Callable[[Path], None]:
+    """A random one that reads and writes the latents of Wan 2.2's VAE."""
 
-    config, _ = _trained(TEXT_TO_VIDEO)
-    config |= {"in_channels": 48, "out_channels": 48, "num_layers": 2}
-    WanTransformer3DModel.from_config(config).save_pretrained(folder)
+    def make(folder: Path) -> None:
+        from diffusers import WanTransformer3DModel
+
+        config, _ = _trained(TEXT_TO_VIDEO)
+        channels = {name: getattr(model.config, name) for name in ("in_channels", "out_channels")}
+        WanTransformer3DModel.from_config(config | channels | {"num_layers": 2}).save_pretrained(
+            folder
+        )
+
+    return make
 
 
-def _vae_5b(folder: Path) -> None:
+def _vae_2_2(folder: Path) -> None:
     """Wan 2.2's VAE: 16x in space (2x of it by patches), 4x in time, 48 channels."""
     from diffusers import AutoencoderKLWan
 
@@ -212,13 +243,3 @@ def _save(folder: Path, config: Mapping[str, Any], tensors: "Tensors") -> None:
 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-_BUILDERS: Final[Mapping[str, Callable[[Path], None]]] = {
-    "wan2.2-i2v-a14b.transformer": _first_frame_only,
-    "wan2.2-i2v-a14b.transformer_2": _first_frame_only,
-    "wan2.1-flf2v-14b-720p.transformer": _first_and_last_frame,
-    "wan2.1-vace-1.3b.transformer": _vace,
-    "wan2.2-ti2v-5b.transformer": _transformer_5b,
-    "wan2.2-vae": _vae_5b,
-} | {lora.component.name: _turbo(lora.component) for loras in TURBO.values() for lora in loras}

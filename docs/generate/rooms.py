@@ -14,9 +14,9 @@ from itertools import count
 from pathlib import Path
 
 import grimp
-from svg import FONT, Point, arrow, rect, text, wrapped
+from docs.generate.svg import FONT, Point, arrow, rect, text, wrapped
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "wan_worker"
 ENTRY = "handler.py"  # RunPod's way in: beside the package, and on the top floor here
 
