@@ -22,7 +22,8 @@ MAX_CHUNKS: Final = 50_000
 """Of a PNG. 20 MB in the smallest pieces that programs write, of 1 KB, have 20,000."""
 
 # Stuffed zeros, restarts and TEM stand alone: what is left begins a segment, or ends the picture.
-_SEGMENT: Final = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+# Only the last fill byte is matched: `\xff+` would walk what is nothing but fill once for each byte.
+_SEGMENT: Final = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 _SCAN, _END = b"\xda", b"\xd9"
 
 
