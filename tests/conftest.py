@@ -110,6 +110,12 @@ def serve(
     return run
 
 
+@pytest.fixture
+def no_retry_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3 tries as often as ever, without its pauses of up to half a minute in between."""
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
+
+
 def error_of(answer: Answer) -> dict[str, Any]:
     """The parsed error of a failed answer."""
     assert isinstance(answer.get("error"), str), answer

@@ -9,11 +9,11 @@ copying in either direction (torch waits for each copy from or to memory that is
 
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 WAITS = {
@@ -72,13 +72,13 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        flat, _ = tree_flatten((args, kwargs))
-        tensors = [one for one in flat if isinstance(one, torch.Tensor)]
+        tensors: list[torch.Tensor] = []
+        host_args, host_kwargs = _each((args, kwargs), lambda one: _values(one, tensors))
         here = any(isinstance(one, OnDevice) for one in tensors)
         target = kwargs.get("device")
         to_device = here if target is None else torch.device(target).type == "meta"
         if target is not None:
-            kwargs["device"] = torch.device("cpu")
+            host_kwargs["device"] = torch.device("cpu")
         if func in COPIES:
             ends = {isinstance(one, OnDevice) for one in tensors} | {to_device}
             if func is aten.copy_.default:
@@ -91,15 +91,10 @@ class Device(TorchDispatchMode):
             strays = [o for o in tensors if not isinstance(o, OnDevice) and o.ndim > 0]
             if strays:
                 raise RuntimeError(f"{func}: tensors of host and device meet")
-        host_args, host_kwargs = tree_map(_values, (args, kwargs))
-        with self._off():
-            made = func(*host_args, **host_kwargs)
-        if here and str(func).split(".")[1].endswith("_"):
+        made = func(*host_args, **host_kwargs)
+        if here and func._schema.is_mutable:
             return args[0]  # in place
-        return tree_map(_wrapped(to_device), made)
-
-    def _off(self) -> Any:
-        return torch.utils._python_dispatch._disable_current_modes()
+        return _each(made, OnDevice) if to_device else made
 
     def _note(self, what: str) -> None:
         frames = [f for f in traceback.extract_stack() if "torch/" not in f.filename]
@@ -107,15 +102,20 @@ class Device(TorchDispatchMode):
         self.waits[f"{what}: {place.filename.rsplit('/', 1)[-1]}:{place.lineno} {place.line}"] += 1
 
 
-def _values(one: Any) -> Any:
+def _each(one: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """The same with every tensor changed. torch's own tree_map takes ten times as long."""
+    if isinstance(one, torch.Tensor):
+        return change(one)
+    if isinstance(one, dict):
+        return {name: _each(part, change) for name, part in one.items()}
+    if isinstance(one, list | tuple):
+        return type(one)([_each(part, change) for part in one])
+    return one
+
+
+def _values(one: torch.Tensor, seen: list[torch.Tensor]) -> torch.Tensor:
+    seen.append(one)
     return one.values if isinstance(one, OnDevice) else one
-
-
-def _wrapped(on_device: bool) -> Any:
-    def wrap(one: Any) -> Any:
-        return OnDevice(one) if on_device and isinstance(one, torch.Tensor) else one
-
-    return wrap
 
 
 def move(module: torch.nn.Module) -> None:

@@ -551,6 +551,7 @@ def test_an_output_folder_that_can_not_be_written_is_a_storage_failure(
     assert str(tmp_path) not in json.dumps(answer)
 
 
+@pytest.mark.usefixtures("no_retry_pauses")
 def test_a_file_its_bucket_refuses_is_kept(worker: jobs.Worker) -> None:
     unreachable = {
         "accessId": "id",

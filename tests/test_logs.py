@@ -79,10 +79,11 @@ def test_no_line_of_a_traceback_can_be_taken_for_an_entry(written: Written, word
 
 
 def test_a_library_that_says_too_much_is_cut(written: Written) -> None:
-    logging.getLogger("some.library").warning("%s", "x" * 10_000_000)
+    logging.getLogger("some.library").warning("%s", "x" * (100 * logs.MESSAGE_CHARACTERS))
     assert len(written()) < logs.MESSAGE_CHARACTERS + 100
     assert written().endswith("x...\n")
-    deep = RuntimeError("\n".join(["y" * 100_000] * 10_000))
+    long = "y" * (100 * logs.LINE_CHARACTERS)
+    deep = RuntimeError("\n".join([long] * (10 * logs.TRACEBACK_LINES)))
     faults.classify(deep)
     assert len(written()) < (logs.TRACEBACK_LINES + 10) * (logs.LINE_CHARACTERS + 20)
 

@@ -276,6 +276,7 @@ def test_what_was_to_go_into_the_response_is_kept_on_disk(
     assert files(worker.settings.output_dir / "job-1") == ["0.mp4", "manifest.json"]
 
 
+@pytest.mark.usefixtures("no_retry_pauses")
 def test_all_files_that_a_bucket_refuses_are_kept_with_their_manifest(worker: jobs.Worker) -> None:
     job = {"id": "kept", "input": QUICK | {"num_outputs": 2}, "s3Config": UNREACHABLE}
     failed = error_of(jobs.run(job, worker, Control()))

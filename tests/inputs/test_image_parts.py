@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 
 import pytest
@@ -58,6 +59,12 @@ def test_a_file_of_too_many_parts_is_rejected_before_it_is_decoded(
     monkeypatch.setattr(images, "_open", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ImageRejected, match="parts"):
         decode(data, "/input/image_url", 1_000_000)
+
+
+def test_a_walk_over_nothing_but_fill_takes_time_in_proportion() -> None:
+    began = time.process_time()
+    assert image_parts.too_many(jpeg()[:2] + b"\xff" * 2_000_000, "JPEG")
+    assert time.process_time() - began < 1  # milliseconds; in the square it would be hours
 
 
 def test_a_walk_ends_at_the_limit_and_not_at_the_end_of_the_file() -> None:

@@ -162,15 +162,24 @@ def test_a_file_that_is_not_the_network_is_corrupt(
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-@pytest.mark.parametrize(("height", "width"), [(150, 40), (40, 190), (131, 157)])
-def test_tiles_leave_no_seam(factor: int, height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "sides"),
+    [
+        # The least side, whose tiles give two pixels each, in one direction at a time.
+        (90, 40, (2 * upscale.OVERLAP + 2,)),
+        (40, 100, (2 * upscale.OVERLAP + 2,)),
+        # In both: tiles with neighbours all around, and a few large ones.
+        (131, 157, (2 * upscale.OVERLAP + 36, 100)),
+    ],
+)
+def test_tiles_leave_no_seam(factor: int, height: int, width: int, sides: tuple[int, ...]) -> None:
     shape = Shape(4, 1, 2)
     assert shape.reach <= upscale.OVERLAP
     network, pixels = random_network(shape), picture(height, width)
     whole = upscale.enlarge(pixels, network, factor, 1000, Control())
     assert whole.shape == (1, 3, height * factor, width * factor)
     assert whole.float().std() > 20  # a picture that could show a seam
-    for side in (2 * upscale.OVERLAP + 2, 100):
+    for side in sides:
         tiled = upscale.enlarge(pixels, network, factor, side, Control())
         # Convolutions of other sizes add up in another order: a rounding may fall the other way.
         assert int((tiled.int() - whole.int()).abs().max()) <= 1
@@ -185,13 +194,20 @@ def test_without_their_overlap_tiles_would_show(monkeypatch: pytest.MonkeyPatch)
     assert int((tiled.int() - whole.int()).abs().max()) > 5
 
 
-def test_a_network_of_the_published_depth_differs_by_a_level_at_most() -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "side"),
+    [(40, 150, 2 * upscale.OVERLAP + 20), (102, 106, 2 * upscale.OVERLAP + 36)],
+    ids=["a row of small tiles", "tiles on all sides"],
+)
+def test_a_network_of_the_published_depth_differs_by_a_level_at_most(
+    height: int, width: int, side: int
+) -> None:
     network = random_network(Shape(8, 23, 4))
     assert network.shape.reach == Shape().reach > upscale.OVERLAP
-    pixels = picture(96, 150)
+    pixels = picture(height, width)
     whole = upscale.enlarge(pixels, network, 2, 1000, Control())
     assert whole.float().std() > 20
-    tiled = upscale.enlarge(pixels, network, 2, 2 * upscale.OVERLAP + 20, Control())
+    tiled = upscale.enlarge(pixels, network, 2, side, Control())
     assert int((tiled.int() - whole.int()).abs().max()) <= 1
 
 

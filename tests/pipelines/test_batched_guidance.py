@@ -20,7 +20,7 @@ from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References
 from wan_worker.pipelines import batched_guidance, generate, lora
 from wan_worker.planning import activations, speedups
-from wan_worker.planning.out_of_memory import lower
+from wan_worker.planning.out_of_memory import lower_layout
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.speedups import Speedups
 from wan_worker.prompts.embeddings import Embeddings
@@ -194,7 +194,7 @@ def test_it_is_not_done_where_it_would_not_fit(monkeypatch: pytest.MonkeyPatch) 
 def test_a_second_try_in_less_memory_computes_them_in_turn() -> None:
     planned = plan_of(IMAGE, hardware=gpu(80))
     here = store(planned.model.id)[planned.model.id]
-    less = lower(planned, here, gpu(80), None, "denoise")
+    less = lower_layout(planned, here, gpu(80), None, "denoise")
     assert not less.speedups.batched_guidance
     assert less.speedups.attention == planned.speedups.attention
 

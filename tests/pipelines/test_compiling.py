@@ -29,7 +29,7 @@ from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import plan
 from wan_worker.planning.memory import Layout
-from wan_worker.planning.out_of_memory import lower
+from wan_worker.planning.out_of_memory import lower_layout
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.speedups import AUTO, CompilePolicy, Speedups
 from wan_worker.prompts.embeddings import Embeddings
@@ -339,5 +339,5 @@ def test_a_second_try_in_less_memory_is_not_compiled() -> None:
     planned = plan_for(LONG | {"model": I2V, **STARTS}, gpu(80))
     assert planned.speedups.compiled
     here = store(I2V)[I2V]
-    assert not lower(planned, here, gpu(80), None, "denoise").speedups.compiled
+    assert not lower_layout(planned, here, gpu(80), None, "denoise").speedups.compiled
     assert replace(planned, layout=Layout("resident")).speedups.compiled

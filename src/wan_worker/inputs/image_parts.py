@@ -22,7 +22,8 @@ MAX_CHUNKS: Final = 50_000
 """For a PNG. Programs write pieces of 1 KB or more; 20 MB of those are 20,000."""
 
 # Stuffed zeros, restarts and TEM stand alone. Other markers begin a segment or end the picture.
-_SEGMENT: Final = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+# Only the last fill byte is matched: `\xff+` would walk a run of fill bytes once for each of them.
+_SEGMENT: Final = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 _SCAN, _END = b"\xda", b"\xd9"
 
 
