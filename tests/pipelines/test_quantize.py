@@ -123,6 +123,18 @@ def test_the_planned_bytes_are_those_of_the_narrow_class(
         if set(cls._keep_in_fp32_modules) & set(name.split(".")):
             weight.data = weight.data.float()
     assert stored_bytes(made) == component.stored_bytes
-    quantize.narrow(made, kind)
+    # A list's first block may have more than the others, which are alike: of those one is narrowed.
+    lists = [name for name in quantize.BLOCKS if hasattr(made, name)]
+    alike = {name: len(getattr(made, name)) - 2 for name in lists}
     counted = stored_bytes(made)
+    for name in lists:
+        setattr(made, name, getattr(made, name)[:2])
+    before = {name: [stored_bytes(block) for block in getattr(made, name)] for name in lists}
+    quantize.narrow(made, kind)
+    for name in lists:
+        first, second = (
+            wide - stored_bytes(block)
+            for wide, block in zip(before[name], getattr(made, name), strict=True)
+        )
+        counted -= first + second * (1 + alike[name])
     assert counted <= planned["transformer"] <= 1.02 * counted
