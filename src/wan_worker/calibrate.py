@@ -133,7 +133,7 @@ def run(
 def _trial_name(way: Tuned) -> str:
     if way.threads is not None:
         return f"{way.threads} {'thread' if way.threads == 1 else 'threads'}"
-    return attention_kernels.SAID[way.kernel] if way.kernel is not None else "as usual"
+    return attention_kernels.NAMES[way.kernel] if way.kernel is not None else "as usual"
 
 
 def _denoise(worker: Worker, model: Model, clip: Clip, way: Tuned, control: Control) -> float:

@@ -231,10 +231,10 @@ def estimated(
     settings, pool = worker.settings, worker.pool
     done = work.AlreadyDone(
         loaded=pool.loaded,
-        knows=pool.embeddings.knows,
+        has_embedding=pool.embeddings.knows,
         imported="diffusers" in sys.modules,
-        to=deliver.place(asked, settings),
-        seen=worker.record.has,
+        destination=deliver.place(asked, settings),
+        measured=worker.record.has,
     )
     to_do = work.stages(plan, installed(worker) if here is None else here, done)
     return estimate.make(to_do, worker.record.samples, worker.hardware)

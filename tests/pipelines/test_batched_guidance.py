@@ -69,7 +69,7 @@ def test_the_latents_are_those_of_two_calls_within_rounding(
     remembering: bool,
 ) -> None:
     if not remembering:
-        monkeypatch.setattr(activations, "REMEMBERING_TOKENS", 0)
+        monkeypatch.setattr(activations, "TEXT_CACHE_TOKENS", 0)
     planned = make_plan(every_worker, model=model, **changes)
     planned = replace(planned, batch_size=len(planned.outputs))
     apart = denoise(every_worker, planned)

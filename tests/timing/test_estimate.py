@@ -272,7 +272,7 @@ def test_what_was_learned_changes_no_byte(worker: jobs.Worker) -> None:
 
 
 def test_compiling_is_expected_once_for_a_size_and_learned_apart_from_the_steps() -> None:
-    fast = Key("step", STEP.of, STEP.how + " compiled")
+    fast = Key("step", STEP.subject, STEP.conditions + " compiled")
     compile_ = Quantity(BEGIN._replace(kind="compile"))
     first = StageWork("denoise", (Quantity(BEGIN), compile_), (Quantity(fast, 1e12),) * 4)
     again = replace(first, once=first.once[:1])

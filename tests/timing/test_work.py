@@ -24,7 +24,9 @@ from wan_worker.timing.work import AlreadyDone, StageWork
 from wan_worker.weights import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTHING_YET = AlreadyDone(loaded=(), knows=lambda text, encoder: False, imported=True, to="folder")
+NOTHING_YET = AlreadyDone(
+    loaded=(), has_embedding=lambda *_: False, imported=True, destination="folder"
+)
 MACHINE = Hardware("cuda", "NVIDIA H200", 141 * 1024**3, (9, 0), "for a test", ram_bytes=2**40)
 INSTALLED = {
     model.id: Installed({c.name: c.stored_bytes for c in model.components}, False)
@@ -146,11 +148,13 @@ def test_what_is_in_memory_is_not_loaded_and_what_was_read_not_encoded() -> None
     assert load.once[1].amount == sum(sizes.values())
     assert prompt.once[0].times == 2
     kept = {name for name in sizes if "transformer" not in name}
-    done = replace(NOTHING_YET, loaded=kept, knows=lambda text, _: text == plan.negative_prompt)
+    done = replace(
+        NOTHING_YET, loaded=kept, has_embedding=lambda text, _: text == plan.negative_prompt
+    )
     load, prompt = stages(plan, done)[:2]
     assert load.once[1].amount == sizes["wan2.1-t2v-1.3b.transformer"]
     assert prompt.once[0].times == 1
-    done = replace(NOTHING_YET, loaded=set(sizes), knows=lambda text, encoder: True)
+    done = replace(NOTHING_YET, loaded=set(sizes), has_embedding=lambda text, encoder: True)
     load, prompt = stages(plan, done)[:2]
     assert (kinds(load), kinds(prompt)) == (["arrange"], ["remembered"])
 
@@ -217,7 +221,7 @@ def test_a_size_is_compiled_for_until_this_process_has_done_it() -> None:
     def has(key: work.Key, amount: float) -> bool:
         return (key, amount) in seen
 
-    done = replace(NOTHING_YET, seen=has)
+    done = replace(NOTHING_YET, measured=has)
     denoise = stages(compiled, done)[2]
     assert kinds(denoise) == ["begin", "compile"]
     seen.append((denoise.steps[0].key, denoise.steps[0].amount))

@@ -20,7 +20,7 @@ from wan_worker.machine.hardware import Hardware
 NATIVE: Final = "native"
 """torch's own choice, which diffusers uses by default."""
 
-SAID: Final[Mapping[str, str]] = {
+NAMES: Final[Mapping[str, str]] = {
     "_flash_3": "FlashAttention 3",
     "_native_cudnn": "cuDNN's kernel",
     NATIVE: "torch's choice of kernel",
@@ -55,5 +55,5 @@ def reason(names: tuple[str, ...]) -> str | None:
     """The plan's reason for its candidates; None if there is no choice."""
     if len(names) == 1:
         return None
-    tried = ", ".join(SAID[name] for name in names[:-1])
-    return f"attention: {tried}, if it proves right on this GPU, else {SAID[NATIVE]}"
+    tried = ", ".join(NAMES[name] for name in names[:-1])
+    return f"attention: {tried}, if it proves right on this GPU, else {NAMES[NATIVE]}"

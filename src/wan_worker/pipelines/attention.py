@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from wan_worker.catalog.models import MAX_PROMPT_TOKENS
 from wan_worker.faults import is_out_of_memory
-from wan_worker.machine.attention_kernels import NATIVE, SAID
+from wan_worker.machine.attention_kernels import NAMES, NATIVE
 from wan_worker.planning.plan import Plan, tokens
 
 HEADS: Final = 2
@@ -55,10 +55,10 @@ class KernelChecks:
             problem = "" if name == NATIVE else self._problem(name, *case)
             if not problem:
                 break
-            rejected.append(f"{SAID.get(name, name)} {problem}")
+            rejected.append(f"{NAMES.get(name, name)} {problem}")
         self._given = True
         _use(pipeline, name)
-        verdict = f"attention: {SAID.get(name, name)}"
+        verdict = f"attention: {NAMES.get(name, name)}"
         verdict += "" if name == NATIVE else ", right on this GPU within its rounding"
         verdict += "".join(f"; {rejection}" for rejection in rejected)
         other_reasons = (reason for reason in plan.reasons if not reason.startswith("attention:"))

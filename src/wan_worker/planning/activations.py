@@ -27,7 +27,7 @@ UPSCALE_BYTES: Final = 4 * 1024**3
 ADAPTER_RANK: Final = 64
 """Rank that a LoRA is taken to have: its file, with the true one, is fetched after planning."""
 
-REMEMBERING_TOKENS: Final = 8192
+TEXT_CACHE_TOKENS: Final = 8192
 """Tokens of a clip up to which what depends on its prompt alone is kept from step to step."""
 
 _SMALL_TENSORS: Final = 128 * 1024**2
@@ -111,7 +111,7 @@ def caches_text(model: Model, job: JobSize) -> bool:
     Making them is 4 x 512 x dim^2 operations of each block: five in a hundred at the 1,560 tokens
     of an 832x480 image on the 14B, one at this bound.
     """
-    return tokens(model, job) <= REMEMBERING_TOKENS
+    return tokens(model, job) <= TEXT_CACHE_TOKENS
 
 
 def text_cache_bytes(model: Model, job: JobSize) -> int:

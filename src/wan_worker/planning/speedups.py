@@ -87,7 +87,7 @@ def choose(
         speedups = replace(speedups, threads=tuned.threads)
         reasons.append(f"threads: {tuned.threads}, the fastest when this machine was measured")
     if tuned.kernel == speedups.attention[0]:
-        kernel = attention_kernels.SAID[tuned.kernel]
+        kernel = attention_kernels.NAMES[tuned.kernel]
         reasons.append(f"kernel: {kernel}, the fastest when this machine was measured")
     attention = attention_kernels.reason(speedups.attention)
     if attention is not None:

@@ -254,7 +254,7 @@ def _factor(quantity: Quantity, samples: Samples, machine: Hardware) -> tuple[fl
     others = [
         sample
         for other, found in samples.items()
-        if (other.kind, other.how) == (key.kind, key.how)
+        if (other.kind, other.conditions) == (key.kind, key.conditions)
         for sample in _warm_if_any(found)
     ]
     if others:
@@ -288,7 +288,7 @@ def _prior(key: Key, machine: Hardware) -> tuple[float, float]:
     if machine.device == "cuda":
         speed = SHARE * 1e12 * (peak[0] if peak else UNKNOWN_TFLOPS)
     # A GPU's convolutions in fp32 are slower than its matrix products in bf16.
-    full_speed = machine.device == "cpu" or (" bf16" in key.how and key.kind == "decode")
+    full_speed = machine.device == "cpu" or (" bf16" in key.conditions and key.kind == "decode")
     convolution_speed = speed if full_speed else 0.5 * speed
     priors: dict[Kind, tuple[float, float]] = {
         "import": (8.0, 0.0),  # torch, diffusers and transformers (benchmarks/startup.py)
@@ -304,8 +304,8 @@ def _prior(key: Key, machine: Hardware) -> tuple[float, float]:
         "reused": (0.005, 0.05 / speed),
         # ffmpeg's start and the check of the file.
         "decode": (0.04, 1 / convolution_speed),
-        "upload": (0.15, 5e-8) if key.of in ("bucket", "caller") else (0.002, 2e-9),
-        "bytes": (2000.0, _BYTES_PER_PIXEL.get(key.of, 0.1)),
+        "upload": (0.15, 5e-8) if key.subject in ("bucket", "caller") else (0.002, 2e-9),
+        "bytes": (2000.0, _BYTES_PER_PIXEL.get(key.subject, 0.1)),
     }
     return priors[key.kind]
 

@@ -48,9 +48,9 @@ class Key(NamedTuple):
     """Quantities with the same key take equally long per unit, in any job."""
 
     kind: Kind
-    of: str
+    subject: str
     """The model, component, format or place that it depends on."""
-    how: str
+    conditions: str
     """Device, layout and kernel."""
 
 
@@ -90,13 +90,13 @@ class AlreadyDone:
 
     loaded: Collection[str]
     """Names of the pool's loaded entries."""
-    knows: Callable[[str, str], bool]
+    has_embedding: Callable[[str, str], bool]
     """Is this text's embedding by this encoder kept?"""
     imported: bool
     """The model libraries are imported."""
-    to: str
+    destination: str
     """Where the files go: folder, inline, bucket or caller."""
-    seen: Callable[[Key, float], bool] = lambda key, amount: False
+    measured: Callable[[Key, float], bool] = lambda key, amount: False
     """Has work of this kind and exactly this amount been measured here?"""
 
 
@@ -142,7 +142,7 @@ def _stages(
         planned.num_frames * planned.upscale**2
     )
     made = Quantity(Key("bytes", planned.output_format, _tiny_key(planned)), pixels, count)
-    yield StageWork("upload", (made, Quantity(Key("upload", done.to, ""), times=count)))
+    yield StageWork("upload", (made, Quantity(Key("upload", done.destination, ""), times=count)))
 
 
 def _load(planned: Plan, installed: Mapping[str, Installed], done: AlreadyDone) -> StageWork:
@@ -165,7 +165,7 @@ def _prompt(planned: Plan, installed: Mapping[str, Installed], done: AlreadyDone
     texts = {output.prompt for output in planned.outputs}
     if planned.guidance_scale > 1:
         texts.add(planned.negative_prompt)
-    new = sum(not done.knows(text, encoder.name) for text in texts)
+    new = sum(not done.has_embedding(text, encoder.name) for text in texts)
     if not new:
         return StageWork(
             "prompt", (Quantity(Key("remembered", encoder.name, _layout_key(planned))),)
@@ -201,7 +201,7 @@ def _denoise(planned: Plan, rows: int, done: AlreadyDone) -> StageWork:
     computed_step = Quantity(Key("step", model.id, step_key), flops, forwards)
     reused_step = Quantity(Key("reused", model.id, step_key), flops, forwards)
     once = [Quantity(Key("begin", model.id, layout_key), encoded)]
-    if planned.speedups.compiled and not done.seen(computed_step.key, flops):
+    if planned.speedups.compiled and not done.measured(computed_step.key, flops):
         once.append(Quantity(Key("compile", model.id, layout_key)))
     return StageWork(
         "denoise",
