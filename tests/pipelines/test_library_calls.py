@@ -78,7 +78,7 @@ def test_a_pipeline_takes_its_pictures_as_we_pass_them() -> None:
         "WanVACEPipeline": {"video", "mask"},
         "WanPipeline": {"latents"},
     }
-    assert keys_of_dicts("conditions", "arguments", "extra") == set.union(*takers.values())
+    assert keys_of_dicts("conditioning", "arguments", "extra") == set.union(*takers.values())
     for pipeline, extra in takers.items():
         assert extra <= parameters(library_class(pipeline).__call__)
     assert {m.image_pipeline for m in MODELS.values() if m.image != "none"} <= {
@@ -99,7 +99,7 @@ def test_the_prompt_encoder_takes_every_argument_that_we_pass(pipeline: str) -> 
 def test_the_pipeline_has_every_other_method_that_we_call(pipeline: str) -> None:
     called = {
         node.func.attr
-        for module in ("generate", "pipelines", "placing")
+        for module in ("generate", "pool", "offload")
         for node in ast.walk(ast.parse(SOURCES[module].read_text("utf-8")))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
