@@ -4,6 +4,7 @@ Not covered: whether that is right (tests/planning/test_model_choice.py).
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from wan_worker.catalog.models import MODELS, Installed, Model
@@ -12,7 +13,13 @@ from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import plan
 from wan_worker.request import parse, schema
 
-CONTRACT = schema.load()
+
+@cache
+def contract() -> schema.Contract:
+    """Loaded when it is asked for: `make docs` has just written the schema."""
+    return schema.load()
+
+
 GPU = Hardware("cuda", "NVIDIA H200", 150 * 10**9, (9, 0), "for a test")
 URL = "https://example.com/cat.png"
 
@@ -71,7 +78,7 @@ def chosen(fields: Mapping[str, Any], models: list[str]) -> str:
         name: Installed({c.name: c.stored_bytes for c in MODELS[name].components}, tiny=False)
         for name in models
     }
-    asked = parse.request({"input": {"prompt": "x", "num_inference_steps": 1} | fields}, CONTRACT)
+    asked = parse.request({"input": {"prompt": "x", "num_inference_steps": 1} | fields}, contract())
     try:
         return plan.make(asked, GPU, here).model.id
     except WorkerError as refusal:
@@ -171,5 +178,5 @@ def make(models: list[str], **fields: Any) -> plan.Plan:
         for name in models
     }
     given = {"mode": "video", "prompt": "x"} | fields
-    asked = parse.request({"input": {k: v for k, v in given.items() if v is not None}}, CONTRACT)
+    asked = parse.request({"input": {k: v for k, v in given.items() if v is not None}}, contract())
     return plan.make(asked, GPU, here)

@@ -51,6 +51,13 @@ def test_a_models_numbers_fit_together(model_id: str) -> None:
     assert model.two_experts == any(c.role == "transformer_2" for c in model.components)
 
 
+@pytest.mark.parametrize("model_id", MODELS)
+def test_what_is_published_beside_a_model_is_the_models_own(model_id: str) -> None:
+    model = MODELS[model_id]
+    assert all(name.startswith(f"{model_id}.turbo") for name in model.turbo_names)
+    assert [m.id for m in MODELS.values() if m.title == model.title] == [model_id]
+
+
 @pytest.fixture
 def meta() -> Iterator[None]:
     """Modules are built without memory for their weights."""

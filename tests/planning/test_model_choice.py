@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
-from docs.generate.choice_table import CONTRACT, PRESETS, REQUESTS, URL, described, make, order
+from docs.generate.choice_table import PRESETS, REQUESTS, URL, contract, described, make, order
 
 from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
@@ -17,7 +17,7 @@ from wan_worker.request import parse
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_whatever_is_installed_the_first_in_order_is_taken(name: str) -> None:
-    fields = parse.request({"input": {"prompt": "x"} | REQUESTS[name]}, CONTRACT)
+    fields = parse.request({"input": {"prompt": "x"} | REQUESTS[name]}, contract())
     ordered = order(REQUESTS[name])
     for count in range(1, len(MODELS) + 1):
         for models in itertools.combinations(MODELS, count):
