@@ -181,7 +181,7 @@ def test_its_memory_is_that_of_a_batch_of_two() -> None:
     model = plan_of().model
     small = activations._SMALL_TENSORS
     apart = activations.denoise_bytes(model, job) - small
-    at_once = activations.denoise_bytes(model, replace(job, together=True)) - small
+    at_once = activations.denoise_bytes(model, replace(job, batched_guidance=True)) - small
     assert apart < at_once < 2 * apart
 
 
