@@ -7,10 +7,13 @@ python -m docs.generate --check    compare, as `make check` does
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from docs.generate import rules
 from docs.generate.registry import GENERATED, Generate
+
+from wan_worker.errors import ConfigInvalid
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +33,7 @@ def drifted(root: Path, generated: Mapping[str, Generate]) -> Iterator[str]:
         before = _read(root / name)
         try:
             text = generate(before)
-        except ValueError as problem:
+        except (ValueError, ConfigInvalid) as problem:
             yield f"{name} can't be written: {problem}"
             continue
         if text != before:
@@ -48,10 +51,11 @@ def main() -> int:
     if not options.check:
         write(ROOT, GENERATED)
         return 0
-    problems = [*drifted(ROOT, GENERATED), *rules.broken()]
-    for problem in problems:
+    count = 0
+    for problem in chain(drifted(ROOT, GENERATED), rules.broken()):
         print(problem)
-    return 1 if problems else 0
+        count += 1
+    return 1 if count else 0
 
 
 if __name__ == "__main__":
