@@ -7,15 +7,13 @@ python -m docs.generate --check    compare, as `make check` does
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 
 from docs.generate import rules
 from docs.generate.registry import GENERATED, Generate
+from docs.generate.sources import ROOT
 
 from wan_worker.errors import ConfigInvalid
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(root: Path, generated: Mapping[str, Generate]) -> None:
@@ -51,11 +49,14 @@ def main() -> int:
     if not options.check:
         write(ROOT, GENERATED)
         return 0
-    count = 0
-    for problem in chain(drifted(ROOT, GENERATED), rules.broken()):
+    problems = list(drifted(ROOT, GENERATED))
+    try:
+        problems += rules.broken()
+    except ValueError as problem:
+        problems.append(str(problem))
+    for problem in problems:
         print(problem)
-        count += 1
-    return 1 if count else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
