@@ -11,8 +11,9 @@ from pathlib import Path
 
 from docs.generate import rules
 from docs.generate.registry import GENERATED, Generate
+from docs.generate.sources import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+from wan_worker.errors import ConfigInvalid
 
 
 def write(root: Path, generated: Mapping[str, Generate]) -> None:
@@ -30,7 +31,7 @@ def drifted(root: Path, generated: Mapping[str, Generate]) -> Iterator[str]:
         before = _read(root / name)
         try:
             text = generate(before)
-        except ValueError as problem:
+        except (ValueError, ConfigInvalid) as problem:
             yield f"{name} can't be written: {problem}"
             continue
         if text != before:
@@ -48,7 +49,11 @@ def main() -> int:
     if not options.check:
         write(ROOT, GENERATED)
         return 0
-    problems = [*drifted(ROOT, GENERATED), *rules.broken()]
+    problems = list(drifted(ROOT, GENERATED))
+    try:
+        problems += rules.broken()
+    except ValueError as problem:
+        problems.append(str(problem))
     for problem in problems:
         print(problem)
     return 1 if problems else 0

@@ -48,5 +48,5 @@ def _agree(places: list[str], parts: Mapping[str, object]) -> None:
     if sorted(places) != sorted(parts):
         raise ValueError(
             f"it has places for {places}, and {list(parts)} are to be written into it; add the "
-            "place that is missing, or the part to docs/generate"
+            "place that is missing (docs/generate/blocks.py shows one), or what writes the part"
         )

@@ -5,21 +5,19 @@ Each function takes a file's text and returns it with the generated parts writte
 
 import json
 import re
-from pathlib import Path
 
 from docs.generate.blocks import with_blocks
+from docs.generate.sources import read_json
 
 from wan_worker.catalog.components import Component
 from wan_worker.catalog.image_variants import DEFAULT, IMAGE_VARIANTS, ImageVariant
 from wan_worker.catalog.models import EXTRAS, MODELS, OTHER_NAMES, components_of
 from wan_worker.planning.solvers import SOLVERS
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def request_schema(text: str) -> str:
     """The enums that the catalog, the presets and the solvers decide; every other byte stays."""
-    presets = json.loads((ROOT / "schemas" / "presets.json").read_text("utf-8"))
+    presets = read_json("schemas/presets.json")
     profiles = [name for preset in presets.values() for name in preset.get("profiles", {})]
     models = list(MODELS)
     enums = {

@@ -4,16 +4,14 @@ Pure functions of the JSON files.
 Not covered: measuring (benchmarks/).
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from docs.generate.sources import read_json
 
 
 def read(name: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text("utf-8"))
+    report: dict[str, Any] = read_json(f"benchmarks/{name}.json")
     return report
 
 

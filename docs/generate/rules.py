@@ -6,17 +6,14 @@ Not covered: files that are generated (registry).
 """
 
 import ast
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
+from docs.generate.sources import ROOT, read_json
 from docs.generate.tables import MEANINGS, leaves
 
 from wan_worker import errors, settings
 from wan_worker.planning.solvers import SOLVERS, Solver
-
-ROOT = Path(__file__).resolve().parents[2]
 
 READERS: Final = ("request/*.py", "reports/info.py")
 """Modules of the worker that read a request's fields."""
@@ -39,9 +36,9 @@ PLATFORM: Final = frozenset({"RUNPOD_WEBHOOK_GET_JOB"})
 
 def broken() -> Iterator[str]:
     """Every problem of this repository."""
-    schema = json.loads((ROOT / "schemas" / "request.schema.json").read_text("utf-8"))
-    presets = json.loads((ROOT / "schemas" / "presets.json").read_text("utf-8"))
-    listing = json.loads((ROOT / ".runpod" / "hub.json").read_text("utf-8"))
+    schema = read_json("schemas/request.schema.json")
+    presets = read_json("schemas/presets.json")
+    listing = read_json(".runpod/hub.json")
     operating = (ROOT / "docs" / "operating.md").read_text("utf-8")
     package = ROOT / "src" / "wan_worker"
     sources = [path.read_text("utf-8") for reader in READERS for path in package.glob(reader)]

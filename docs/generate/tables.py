@@ -5,8 +5,9 @@ Not covered: tables of what was measured (figures).
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
+
+from docs.generate.sources import read_json
 
 from wan_worker import errors
 from wan_worker.catalog.image_variants import IMAGE_VARIANTS
@@ -15,12 +16,10 @@ from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import memory
 from wan_worker.planning.activations import JobSize
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def fields_table() -> str:
     """Every request field: allowed values, default, aliases, meaning."""
-    properties = json.loads((ROOT / "schemas" / "request.schema.json").read_text())["properties"]
+    properties = read_json("schemas/request.schema.json")["properties"]
     aliases: dict[str, list[str]] = {}
     for name, field in properties.items():
         if "x-alias-of" in field:
@@ -51,7 +50,7 @@ def values(field: dict[str, Any]) -> str:
 
 def presets_table() -> str:
     """The six option sets, and the four that extend them."""
-    presets = json.loads((ROOT / "schemas" / "presets.json").read_text())
+    presets = read_json("schemas/presets.json")
     lines = [
         "| job_type | size | frames | fps | steps | guidance | solver | shift |",
         "|---|---|---|---|---|---|---|---|",

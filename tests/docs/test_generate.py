@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from docs.generate import catalog_files, figures, tables
+from docs.generate import catalog_files, figures, sources, tables
 from docs.generate.__main__ import drifted, write
 from docs.generate.blocks import with_blocks, with_tables
 from docs.generate.registry import GENERATED
@@ -72,6 +72,15 @@ def test_a_file_without_the_place_is_named_with_what_to_do(tmp_path: Path) -> No
     assert "add the place that is missing" in problem
     with pytest.raises(ValueError, match='no place "job_type"'):
         catalog_files.request_schema("{}")
+
+
+def test_a_source_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas" / "presets.json").write_text("{", "utf-8")
+    (problem,) = drifted(ROOT, {"schemas/request.schema.json": catalog_files.request_schema})
+    assert "schemas/presets.json is no JSON" in problem
+    assert problem.endswith("mend it first")
 
 
 def test_a_block_is_indented_as_its_place_and_the_rest_stays() -> None:
