@@ -71,7 +71,7 @@ def make_fitness_check(settings: Settings) -> Callable[[], None]:
         level = {"ok": logging.INFO, "warning": logging.WARNING, "problem": logging.ERROR}
         for finding in found:
             log.log(level[finding.level], "%s", finding)
-        problems = [finding.said for finding in found if finding.level == "problem"]
+        problems = [finding.text for finding in found if finding.level == "problem"]
         if problems:
             raise RuntimeError("not fit for jobs: " + "; ".join(problems))
 

@@ -86,10 +86,10 @@ def load(folder: Path = SCHEMAS_DIR) -> Contract:
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        raise _unusable(SCHEMA, _said(error)) from None
-    _hold(schema, NEEDED_OF_SCHEMA, SCHEMA)
+        raise _unusable(SCHEMA, _library_message(error)) from None
+    _validated(schema, NEEDED_OF_SCHEMA, SCHEMA)
     validator, fields = Draft202012Validator(schema), schema["properties"]
-    presets = _extended(_hold(_read(folder, PRESETS), NEEDED_OF_PRESETS, PRESETS))
+    presets = _extended(_validated(_read(folder, PRESETS), NEEDED_OF_PRESETS, PRESETS))
     _check_presets(presets, validator, fields["job_type"]["enum"], fields["profile"]["enum"])
     aliases = {name: f["x-alias-of"] for name, f in fields.items() if "x-alias-of" in f}
     return Contract(validator, tuple(fields), aliases, presets)
@@ -116,14 +116,14 @@ def _unusable(name: str, why: str) -> ConfigInvalid:
     )
 
 
-def _hold(value: Any, needed: Mapping[str, Any], name: str) -> Any:
+def _validated(value: Any, needed: Mapping[str, Any], name: str) -> Any:
     """The same value, if it has the parts that the code reads."""
     for error in Draft202012Validator(needed).iter_errors(value):
-        raise _unusable(name, _said(error))
+        raise _unusable(name, _library_message(error))
     return value
 
 
-def _said(error: SchemaError | ValidationError) -> str:
+def _library_message(error: SchemaError | ValidationError) -> str:
     """The library's words: of a file of the repository they may quote anything."""
     pointer = "".join(f"/{part}" for part in error.absolute_path)
     return (f"at {pointer}, " if pointer else "") + error.message[:200]
