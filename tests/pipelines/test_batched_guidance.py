@@ -206,7 +206,7 @@ def test_the_same_seed_gives_the_same_bytes_together_before_and_after_others(
 ) -> None:
     apart = sha256_of(serve())
     with monkeypatch.context() as patch:
-        patch.setattr(speedups, "_together", lambda *_: True)
+        patch.setattr(speedups, "_batches_guidance", lambda *_: True)
         first = serve()
         assert first["metadata"]["plan"]["reasons"].count(
             "guidance: both branches in one forward, as few tokens leave a GPU idle"
