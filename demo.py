@@ -1,6 +1,6 @@
 """One video from a prompt, on this machine: `make demo PROMPT="a blue square moving up"`.
 
-Runs handler.py the way RunPod's SDK does for a local test, and prints where the file is.
+Runs handler.py as RunPod's SDK does for a local test, and prints where the file is.
 """
 
 import json
@@ -18,7 +18,7 @@ def main() -> int:
     request = {
         "mode": "video",
         "prompt": prompt,
-        # What the tiny Wan was trained on.
+        # The tiny Wan was trained on these sizes.
         "size": "96x64",
         "num_frames": 17,
         "num_inference_steps": 16,
@@ -31,7 +31,7 @@ def main() -> int:
     ) as run:
         assert run.stdout is not None  # noqa: S101 (asked for above; for the type checker)
         for line in run.stdout:
-            if "Job result:" not in line:  # two screens of JSON, just above what one looks for
+            if "Job result:" not in line:  # two screens of JSON, right before the path
                 print(line, end="", flush=True)
     if run.returncode == 0:
         print(f"\n{prompt}\n  -> {HERE / 'outputs' / 'demo' / '0.mp4'}")

@@ -1,4 +1,4 @@
-"""Put model weights where the worker looks for them. A page over wan_worker's tiny and download."""
+"""Put model weights where the worker looks for them. A command for weights.tiny and .download."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ def main() -> int:
     everything = options.models is None and options.enhancer is None
     try:
         if options.tiny:
-            # A toy model's sizes trip hints that are meant for real ones.
+            # The sizes of toy models cause hints that are meant for real ones.
             warnings.simplefilter("ignore")
             names = [*MODELS, *EXTRAS] if everything else options.models or []
             others = [ENHANCER] if everything or options.enhancer else []
@@ -54,7 +54,7 @@ def main() -> int:
                 report=print,
                 others=[options.enhancer] if options.enhancer else [],
             )
-        here = store.installed(options.dest) | store.extras(options.dest)
+        present = store.installed(options.dest) | store.extras(options.dest)
     except WorkerError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)
         return 1
@@ -63,7 +63,11 @@ def main() -> int:
         return 130
     for model_id in (*MODELS, *EXTRAS) if everything else options.models or []:
         state = (
-            "missing" if model_id not in here else "tiny" if here[model_id].tiny else "installed"
+            "missing"
+            if model_id not in present
+            else "tiny"
+            if present[model_id].tiny
+            else "installed"
         )
         print(f"{model_id}: {state}  ({stored_bytes([model_id]) / 1e9:.1f} GB)")
     if everything or options.enhancer:
@@ -74,9 +78,9 @@ def main() -> int:
     return 0
 
 
-def verify(models_dir: Path, model_ids: list[str] | None, chat: Component | None) -> None:
-    """Read every byte of these models, or of every component that is there."""
-    chosen = (*components_of(model_ids or []), *([chat] if chat else []))
+def verify(models_dir: Path, model_ids: list[str] | None, language_model: Component | None) -> None:
+    """Read every byte of these models, or of every installed component if none is named."""
+    chosen = (*components_of(model_ids or []), *([language_model] if language_model else []))
     if not chosen:
         every = (*components_of([*MODELS, *EXTRAS]), ENHANCER)
         chosen = tuple(c for c in every if (models_dir / c.name).is_dir())
@@ -139,7 +143,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def repository(text: str) -> Component:
-    """A chat model's repository, as the component that the store keeps of it."""
+    """A language model's repository, as a component of the store."""
     try:
         return enhancer(settings.from_env({"ENHANCER_MODEL": text}).enhancer_model)
     except ConfigInvalid:
@@ -147,13 +151,13 @@ def repository(text: str) -> Component:
 
 
 def revision(text: str) -> tuple[str, str]:
-    """``ORG/NAME=REVISION``, or a revision of every repository (``*``)."""
+    """``ORG/NAME=REVISION``, or one revision for every repository (``*``)."""
     repository, equals, name = text.rpartition("=")
     return (repository, name) if equals else ("*", text)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; downloading everything must be asked for by name."""
+    """The options. A download needs names: it never takes everything by default."""
     options = parser.parse_args()
     named = options.models is not None or options.enhancer is not None
     if not (named or options.tiny or options.list or options.verify):

@@ -55,8 +55,8 @@ def make_handler(settings: Settings) -> Any:
         try:
             return await loop.run_in_executor(threads, jobs.run, job, worker, control)
         finally:
-            # RunPod cancelled this coroutine, or the job is over and this changes nothing. The
-            # thread sees it at its next step, and holds the GPU lock until it is really out.
+            # Either RunPod cancelled this coroutine, or the job is over and this changes nothing.
+            # The thread sees the cancel at its next step. It holds the GPU lock until it ends.
             control.cancel()
             await relay.close(relaying)
 
@@ -64,14 +64,14 @@ def make_handler(settings: Settings) -> Any:
 
 
 def make_fitness_check(settings: Settings) -> Callable[[], None]:
-    """What RunPod's SDK asks before the first job: where it raises, the worker does not start."""
+    """The check that RunPod's SDK calls before the first job. If it raises, no worker starts."""
 
     def fitness() -> None:
-        found = list(doctor.examine(settings, hardware.detect()))
+        findings = list(doctor.examine(settings, hardware.detect()))
         level = {"ok": logging.INFO, "warning": logging.WARNING, "problem": logging.ERROR}
-        for finding in found:
+        for finding in findings:
             log.log(level[finding.level], "%s", finding)
-        problems = [finding.said for finding in found if finding.level == "problem"]
+        problems = [finding.text for finding in findings if finding.level == "problem"]
         if problems:
             raise RuntimeError("not fit for jobs: " + "; ".join(problems))
 

@@ -136,7 +136,7 @@ def _set(pipeline: Any, way: Speedups, fused: bool, remembers: bool) -> Iterator
     bound = activations.TEXT_CACHE_TOKENS
     with ExitStack() as stack:
         for expert in experts:
-            attention._set(expert, way.attention[0])
+            attention._set_kernel(expert, way.attention[0])
             stack.callback(expert.reset_attention_backend)
             if fused:
                 expert.fuse_qkv_projections()

@@ -32,6 +32,7 @@ class Mutant:
 FILM = "src/wan_worker/pipelines/long_video.py"
 GENERATE, PIPELINES = "src/wan_worker/pipelines/generate.py", "src/wan_worker/pipelines/pool.py"
 SOLVER = "src/wan_worker/planning/solvers.py"
+SCHEDULERS = "src/wan_worker/pipelines/schedulers.py"
 CONDITIONS = "src/wan_worker/pipelines/conditioning.py"
 PREVIEWS, GUIDANCE = (
     "src/wan_worker/pipelines/previews.py",
@@ -158,7 +159,7 @@ MUTANTS = (
     ),
     Mutant(
         "strength ignored",
-        SOLVER,
+        SCHEDULERS,
         "if plan.steps_taken < plan.num_inference_steps:",
         "if False:",
         f"{MODELS}::test_an_image_stays_closer_to_its_picture_at_a_lower_strength",

@@ -109,7 +109,7 @@ def test_broken_schemas_and_a_missing_encoder_are_both_told(
 def test_no_model_at_all_is_a_problem_with_the_command(settings: Settings, tmp_path: Path) -> None:
     (finding,) = about("weights", replace(settings, models_dir=tmp_path / "none"))
     assert finding.level == "problem"
-    assert "python download_weights.py --models" in finding.said
+    assert "python download_weights.py --models" in finding.text
 
 
 def test_a_component_that_was_cut_short_is_named(models_dir: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_component_that_was_cut_short_is_named(models_dir: Path, tmp_path: Pat
     file.write_bytes(file.read_bytes()[:1000])
     findings = about("weights", Settings(models_dir=store, output_dir=tmp_path))
     assert findings[0].level == "problem"
-    assert "wan2.1-vae" in findings[0].said
+    assert "wan2.1-vae" in findings[0].text
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_default_model_that_is_not_there_is_a_problem(
             shutil.rmtree(store / component.name, ignore_errors=True)
     here = Settings(models_dir=store, output_dir=tmp_path, default_model=name)
     (finding,) = about("DEFAULT_MODEL", here)
-    assert (finding.level, said in finding.said) == ("problem", True)
+    assert (finding.level, said in finding.text) == ("problem", True)
 
 
 def test_a_model_to_preload_is_told_where_it_is_unknown_or_absent(
@@ -145,7 +145,7 @@ def test_a_model_to_preload_is_told_where_it_is_unknown_or_absent(
     asked = replace(settings, models_dir=tmp_path / "none", preload_models=("wan-9", SMALL))
     unknown, absent = about("PRELOAD_MODELS", asked)
     assert (unknown.level, absent.level) == ("problem", "warning")
-    assert f"download_weights.py --models {SMALL}" in absent.said
+    assert f"download_weights.py --models {SMALL}" in absent.text
 
 
 # --- GPU ---
@@ -158,7 +158,7 @@ def test_full_models_without_a_gpu_are_a_problem_where_it_is_paid_for(
 ) -> None:
     (finding,) = about("GPU", replace(settings, on_platform=on_platform))
     assert finding.level == level
-    assert "nvidia-smi is absent; full-size models need one" in finding.said
+    assert "nvidia-smi is absent; full-size models need one" in finding.text
 
 
 def test_tiny_models_need_no_gpu(settings: Settings) -> None:
@@ -196,8 +196,8 @@ def test_a_temp_folder_without_room_is_a_problem(
     monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 10**18)
     (finding,) = about("temp folder", settings)
     assert finding.level == "problem"
-    assert tempfile.gettempdir() in finding.said
-    assert "it needs" in finding.said
+    assert tempfile.gettempdir() in finding.text
+    assert "it needs" in finding.text
 
 
 def test_a_clock_behind_the_workers_own_files_is_a_problem(

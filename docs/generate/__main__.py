@@ -17,7 +17,7 @@ from wan_worker.errors import ConfigInvalid
 
 
 def write(root: Path, generated: Mapping[str, Generate]) -> None:
-    """Write what has drifted."""
+    """Write the files that have drifted."""
     for name, generate in generated.items():
         before = _read(root / name)
         text = generate(before)
@@ -26,7 +26,7 @@ def write(root: Path, generated: Mapping[str, Generate]) -> None:
 
 
 def drifted(root: Path, generated: Mapping[str, Generate]) -> Iterator[str]:
-    """A sentence for each file that does not hold what it should."""
+    """A sentence for each file with another text than it should have."""
     for name, generate in generated.items():
         before = _read(root / name)
         try:

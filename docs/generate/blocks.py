@@ -1,4 +1,4 @@
-"""Write the generated parts of a file anew, and leave the rest as it is.
+"""Writes the generated parts of a file again, and leaves the rest as it is.
 
 In Markdown a table stands between ``<!-- table: NAME (written by make docs) -->`` and
 ``<!-- end -->``; in other files a block stands between ``# Written by `make docs`: NAME.`` and
@@ -19,20 +19,20 @@ _BLOCK = re.compile(
 
 
 def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """A document with every table written anew.
+    """The document with every table written again.
 
     Raises:
-        ValueError: a table has no place in the text, or a place no table.
+        ValueError: a table has no place in the text, or a place has no table.
     """
     _agree([match[2] for match in _TABLE.finditer(text)], tables)
     return _TABLE.sub(lambda match: f"{match[1]}{tables[match[2]]()}\n{match[3]}", text)
 
 
 def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
-    """A file with every block written anew; a block's lines are indented as its place is.
+    """The file with every block written again. A block is indented like its place.
 
     Raises:
-        ValueError: a block has no place in the text, or a place no block.
+        ValueError: a block has no place in the text, or a place has no block.
     """
     _agree([match["name"] for match in _BLOCK.finditer(text)], blocks)
 

@@ -1,6 +1,6 @@
-"""What the catalog decides in files that are no documentation: schema, images, RunPod's listing.
+"""Writes what the catalog decides outside of documents: schema, images, RunPod's listing.
 
-Each function takes a file's text and returns it with the generated parts written anew.
+Each function takes a file's text, and returns it with the generated parts written again.
 """
 
 import json
@@ -16,7 +16,7 @@ from wan_worker.planning.solvers import SOLVERS
 
 
 def request_schema(text: str) -> str:
-    """The enums that the catalog, the presets and the solvers decide; every other byte stays."""
+    """Write the enums of the catalog, the presets and the solvers; every other byte stays."""
     presets = read_json("schemas/presets.json")
     profiles = [name for preset in presets.values() for name in preset.get("profiles", {})]
     models = list(MODELS)
@@ -43,7 +43,7 @@ def _with_enum(text: str, field: str, values: list[str]) -> str:
 
 
 def dockerfile(text: str) -> str:
-    """The default variant's models, and a layer for each component."""
+    """Write the default variant's models, and a layer for each component."""
     layers = [*(component.name for component in layered()), "enhancer"]
     (default,) = (variant for variant in IMAGE_VARIANTS if variant.name == DEFAULT)
     blocks = {
@@ -54,10 +54,10 @@ def dockerfile(text: str) -> str:
 
 
 def layered() -> list[Component]:
-    """Every component, those first that are the least likely to change with the choice of models.
+    """Every component. Those least likely to change with the choice of models come first.
 
-    What most models are put together from, what a job of any model may need, what some models
-    share, then each model's own.
+    They are the components of most models. Then come what a job of any model may need, what some
+    models share, and each model's own.
     """
 
     def rank(component: Component) -> int:
@@ -72,7 +72,7 @@ def layered() -> list[Component]:
 
 
 def bake(text: str) -> str:
-    """docker-bake.hcl's groups and targets."""
+    """Write docker-bake.hcl's groups and targets."""
     names = ", ".join(f'"{variant.name}"' for variant in IMAGE_VARIANTS)
     parts = [
         f'group "default" {{\n  targets = ["{DEFAULT}"]\n}}',
@@ -99,13 +99,13 @@ def _target(variant: ImageVariant) -> str:
 
 
 def release_workflow(text: str) -> str:
-    """build.yml's matrix."""
+    """Write build.yml's matrix."""
     names = ", ".join(variant.name for variant in IMAGE_VARIANTS)
     return with_blocks(text, {"variants": f"variant: [{names}]"})
 
 
 def hub_listing(text: str) -> str:
-    """RunPod's listing: a preset for each variant, and the models to choose from."""
+    """Write RunPod's listing: a preset for each variant, and the models to choose from."""
     listing = json.loads(text)
     ordered = sorted(IMAGE_VARIANTS, key=lambda variant: variant.name != DEFAULT)
     listing["config"]["presets"] = [_preset(variant) for variant in ordered]

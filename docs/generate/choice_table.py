@@ -1,6 +1,7 @@
-"""What `auto` takes and what each preset becomes, as tables to read: tests/golden/auto.md.
+"""Which model does `auto` take, and what does each preset become? The tables of auto.md.
 
-Not covered: whether that is right (tests/planning/test_model_choice.py).
+It writes tests/golden/auto.md.
+Not covered: whether the tables are right (tests/planning/test_model_choice.py).
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from wan_worker.request import parse, schema
 
 @cache
 def contract() -> schema.Contract:
-    """Loaded when it is asked for: `make docs` has just written the schema."""
+    """Loaded at the first call, not at import: `make docs` has just written the schema by then."""
     return schema.load()
 
 
@@ -25,7 +26,7 @@ URL = "https://example.com/cat.png"
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
            "eleven", "twelve")  # fmt: skip
-"""In words, as far as there are."""
+"""Numbers in words, for ``in_words``; larger ones stay digits."""
 
 STARTS: dict[str, dict[str, Any]] = {
     "": {},
@@ -73,7 +74,7 @@ STORES = {
 
 
 def chosen(fields: Mapping[str, Any], models: list[str]) -> str:
-    """The model's id, or the error's code."""
+    """The id of the model that `auto` takes, or the error's code."""
     here = {
         name: Installed({c.name: c.stored_bytes for c in MODELS[name].components}, tiny=False)
         for name in models
@@ -86,7 +87,7 @@ def chosen(fields: Mapping[str, Any], models: list[str]) -> str:
 
 
 def table() -> str:
-    """Requests by installed models."""
+    """Requests in rows, installed models in columns."""
     lines = [
         "# What `auto` takes",
         "",
@@ -105,7 +106,7 @@ def table() -> str:
 
 
 def order(fields: Mapping[str, Any]) -> list[str]:
-    """Every model that `auto` may take for a request, in the order in which it prefers them."""
+    """Every model that `auto` may take for a request, in its order of preference."""
     left, found = list(MODELS), []
     while left and (best := chosen(fields, left)) in MODELS:
         found.append(best)
@@ -132,7 +133,7 @@ def in_words(count: int) -> str:
 
 
 def presets() -> list[str]:
-    """What each preset becomes on each model: as generated, before cropping and trimming."""
+    """What each preset becomes on each model, as generated: before cropping and trimming."""
     lines = [
         "## What each preset becomes",
         "",

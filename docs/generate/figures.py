@@ -1,4 +1,4 @@
-"""Tables and plots of what benchmarks/*.json hold, for the README and performance.md.
+"""Writes tables and plots of benchmarks/*.json, for README.md and docs/performance.md.
 
 Pure functions of the JSON files.
 Not covered: measuring (benchmarks/).
@@ -16,7 +16,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def figures_table() -> str:
-    """Every figure that has a bar, with what it came to."""
+    """Every figure, its result, and its limit if it has one."""
     job, start, memory, loading = read("job"), read("startup"), read("memory"), read("loading")
     stages, overhead, overlap = job["stages"], job["overhead"], job["overlap"]
     estimated = read("estimates")
@@ -116,7 +116,7 @@ STAGES = {
 
 
 def stages_table() -> str:
-    """Seconds of each stage, both ways."""
+    """Seconds of each stage: stock and ours."""
     stages = read("job")["stages"]
     middle = stages["seconds"]
     lines = ["| seconds, medians | stock | ours | ratio |", "|---|---|---|---|"]
@@ -132,7 +132,7 @@ WAYS = ("stock", "ours")
 
 
 def overhead_table() -> str:
-    """Where a small job's own time goes."""
+    """The parts of a small job's own time."""
     overhead = read("job")["overhead"]
     named = overhead["of_which_ms"]
     titles = {
@@ -149,7 +149,7 @@ def overhead_table() -> str:
 
 
 def start_table() -> str:
-    """A new worker's first job up to its first denoising step."""
+    """A new worker's first job, up to its first denoising step."""
     start = read("startup")
     first = start["first_job_s"]
     titles = {
@@ -165,7 +165,7 @@ def start_table() -> str:
 
 
 def machines_table() -> str:
-    """On what the figures were measured, and when."""
+    """The machine and the date of each measurement."""
     job = read("job")
     rows = {f"job.py, {name}": job[name] for name in ("stages", "overhead", "overlap")}
     rows |= {f"{name}.py": read(name) for name in ("memory", "startup", "loading")}
@@ -184,7 +184,7 @@ def machines_table() -> str:
 
 
 def estimates_table() -> str:
-    """How far off times are before a job, by what was learned, and while it runs."""
+    """The error of estimated times: before a job, by the jobs learned from, and during it."""
     found = read("estimates")
     clocks = {"wall": "wall's clock", "processor": "processor time"}
     cells = [f"{clock}: median | nine of ten within" for clock in clocks.values()]
@@ -209,7 +209,7 @@ def estimates_table() -> str:
 
 
 def roofline_table() -> str:
-    """Every model's native clip."""
+    """The work of every model's native clip, and the least time for it."""
     roof = read("roofline")
     lines = [
         "| model, native clip | tokens | forward, TFLOP | decode, TFLOP | forward, s "
@@ -234,7 +234,7 @@ def peaks_table() -> str:
 
 
 def levers_table() -> str:
-    """Ways to compute the same on a CPU, against stock."""
+    """Other ways to compute the same on a CPU, compared with stock."""
     report = read("levers")
     lines = [
         "| of stock's time, two blocks at full width | " + " | ".join(report["images"]) + " |",
@@ -247,7 +247,7 @@ def levers_table() -> str:
 
 
 def vae_table() -> str:
-    """Our ways through the VAE, against diffusers'."""
+    """Our encoder and decoder, compared with diffusers'."""
     lines = ["| all channels, small frames | of diffusers' time |", "|---|---|"]
     report = read("levers")
     for name, found in report["decoders"].items():
@@ -273,11 +273,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "levers": levers_table,
     "vae": vae_table,
 }
-"""The places in performance.md."""
+"""Tables by the name of their place in docs/performance.md."""
 
 
 def stages_plot() -> str:
-    """What surrounds the decoder, as bars of seconds on one scale."""
+    """The stages around the decoder, as bars of seconds on one scale."""
     middle = read("job")["stages"]["seconds"]
     bars = [
         (f"{way}: {STAGES[stage]}", middle[way][stage])
@@ -289,7 +289,7 @@ def stages_plot() -> str:
 
 
 def memory_plot() -> str:
-    """Peak megabytes of both ways at both lengths."""
+    """Peak megabytes, stock and ours, at two lengths."""
     cases = read("memory")["cases"]
     bars = [
         (f"{way}: {frames} frames", cases[f"{way}_{frames}"]["process_mb"]
@@ -301,7 +301,7 @@ def memory_plot() -> str:
 
 
 def _bars(title: str, bars: list[tuple[str, float]], unit: str) -> str:
-    """Horizontal bars as an SVG, ours in another colour than stock."""
+    """Horizontal bars as an SVG. Ours and stock have different colours."""
     left, width, row, top = 300, 360, 24, 44
     longest = max(value for _, value in bars)
     height = top + row * len(bars) + 10
@@ -328,4 +328,4 @@ PLOTS: dict[str, Callable[[], str]] = {
     "stages.svg": stages_plot,
     "memory.svg": memory_plot,
 }
-"""By file in docs/."""
+"""Plots by file in docs/."""

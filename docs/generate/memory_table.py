@@ -1,6 +1,6 @@
-"""What comes out of the memory planner, as a table to read: tests/golden/memory.md.
+"""Writes the memory planner's results as a table for people: tests/golden/memory.md.
 
-Not covered: whether that is right (tests/planning/test_memory.py).
+Not covered: whether they are right (tests/planning/test_memory.py).
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from wan_worker.planning.activations import JobSize
 from wan_worker.planning.memory import Layout
 
 CARDS = {12: 12282, 16: 16376, 24: 23034, 32: 32607, 48: 46068, 80: 81559, 141: 143771}
-"""MiB that nvidia-smi lists, by the GB that the card is sold with; the smallest of each class."""
+"""MiB that nvidia-smi shows, by the GB that a card is sold with; the smallest of each class."""
 
 
 def card(gb: int, ram_gib: int = 128) -> Hardware:
@@ -26,7 +26,7 @@ def stored(model: Model) -> dict[str, int]:
 
 
 def jobs_of(model: Model) -> dict[str, JobSize]:
-    """What the table asks for: the model's native clip, the largest preset's, the largest clip."""
+    """The jobs of the table: the native clip, the largest preset's clip, the largest clip."""
     image = model.text_pipeline is None or model.expand_timesteps
     wide, high = model.default_size
     found = {

@@ -1,8 +1,8 @@
 """Which files are generated, and what writes each of them?
 
-A file that is new here is a line in ``GENERATED``: its path in the repository, and a function from
-the text that it holds now (empty where there is no file yet) to the text that it should hold.
-Not covered: files that nothing but a person decides on, and what they must agree with (rules).
+A new file is a line in ``GENERATED``: its path in the repository, and a function. The function gets
+the file's text (empty if there is no file yet) and returns the text that it should have.
+Not covered: files that only a person writes, and what they must agree with (rules).
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from docs.generate.blocks import with_tables
 Generate = Callable[[str], str]
 
 GENERATED: Final[Mapping[str, Generate]] = {
-    # First: the table of fields is made from it.
+    # It is first, because the table of fields is made from it.
     "schemas/request.schema.json": catalog_files.request_schema,
     "Dockerfile": catalog_files.dockerfile,
     "docker-bake.hcl": catalog_files.bake,

@@ -1,7 +1,7 @@
-"""docs/rooms.svg: the code as a house with one floor for each layer, drawn from the code itself.
+"""Draws docs/rooms.svg: the code as a house with one floor for each layer.
 
 The floors come from pyproject.toml, the arrows from the imports, the questions from docstrings.
-Lines are rounded, so that the picture changes where the code does, and not with every edit.
+Numbers of lines are rounded, so that the picture does not change with every edit of the code.
 """
 
 import ast
@@ -18,7 +18,7 @@ from docs.generate.svg import FONT, Point, arrow, rect, text, wrapped
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "wan_worker"
-ENTRY = "handler.py"  # RunPod's way in: beside the package, and on the top floor here
+ENTRY = "handler.py"  # RunPod's entry: it is beside the package, and drawn on the top floor
 
 WIDTH, WALL, LEFT, RIGHT, ROOF, GAP, PAD, LINE, LANE = 960, 22, 84, 876, 112, 20, 12, 16, 15
 QUIET, PLASTER, STAIRS, EDGE, STEP = "#5f6a76", "#f3ecdf", "#e8decb", "#b9ab90", "#857d6c"
@@ -28,7 +28,7 @@ LANES = ("#2f669f", "#b3581f", "#3f7a45", "#7a5599", "#a2405b")
 
 @dataclass(frozen=True)
 class Room:
-    """A package, or one module that stands alone, and where it is drawn."""
+    """A package, or a module outside of packages, and where it is drawn."""
 
     name: str
     question: str
@@ -41,7 +41,7 @@ class Room:
     height: int = 0
 
     def beside(self, side: int) -> bool:
-        """Is it at the left stairs (0), at the right ones (1)?"""
+        """Is it at the left stairs (0), or at the right ones (1)?"""
         return self.x == LEFT if side == 0 else self.x + self.width == RIGHT
 
 
@@ -57,7 +57,7 @@ def read(name: str) -> Room:
 
 
 def layers() -> list[list[str]]:
-    """The names on each floor, from the top."""
+    """The names on each floor, from the top down."""
     linter = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
     (contract,) = (found for found in linter["contracts"] if found["type"] == "layers")
     floors = [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
@@ -65,7 +65,7 @@ def layers() -> list[list[str]]:
 
 
 def imports(names: list[str]) -> dict[str, set[str]]:
-    """What each room imports from, less the rooms that another of its imports leads to."""
+    """The rooms that each room imports from, without those that it reaches through another."""
     graph = grimp.build_graph("wan_worker", cache_dir=None, exclude_type_checking_imports=True)
     found: dict[str, set[str]] = {name: set() for name in names}
     for module in graph.modules - {"wan_worker"}:
@@ -92,7 +92,7 @@ def placed(floors: list[list[str]], links: dict[str, set[str]]) -> dict[str, Roo
     far = [(a, b) for a, used in links.items() for b in used if floor_of[b] > floor_of[a] + 1]
     rooms, y = {}, ROOF + GAP
     for floor, names in enumerate(floors):
-        # Who has the most to do with far floors is beside the left stairs.
+        # The room with the most imports to or from far floors is beside the left stairs.
         names = sorted(names, key=lambda name: (-sum(name in pair for pair in far), name))
         edges = [LEFT + (RIGHT - LEFT + GAP) * n // len(names) for n in range(len(names) + 1)]
         width = (RIGHT - LEFT + GAP) // len(names) - GAP
@@ -106,7 +106,7 @@ def placed(floors: list[list[str]], links: dict[str, set[str]]) -> dict[str, Roo
 
 
 def box(room: Room) -> Iterator[str]:
-    """A room: its name, a window for each module, its size, its question."""
+    """One room: its name, a window for each module, its size, its question."""
     fill = PACKAGED if room.packaged else ALONE
     yield rect(room.x, room.y, room.width, room.height, fill, f' rx="4" stroke="{EDGE}"')
     yield text(room.x + PAD, room.y + 19, room.name, 15, more=' font-weight="700"')
@@ -125,7 +125,7 @@ def box(room: Room) -> Iterator[str]:
 
 
 def arrows(rooms: dict[str, Room], links: dict[str, set[str]]) -> Iterator[str]:
-    """To the next floor straight down; further down by the stairs, in one lane for each start."""
+    """Straight down to the next floor; to lower floors by the stairs, one lane for each start."""
     ways = []
     for room in rooms.values():
         used = sorted((rooms[name] for name in links[room.name]), key=lambda at: (at.floor, at.x))
@@ -136,7 +136,7 @@ def arrows(rooms: dict[str, Room], links: dict[str, set[str]]) -> Iterator[str]:
             ways.append((far[-1].floor - room.floor, room.floor, room.x, room, far))
     lanes: dict[Point, list[Point]] = defaultdict(list)
     doors: Counter[tuple[str, int]] = Counter()
-    # The shortest first, so that they are nearest to the rooms and cross the fewest others.
+    # The shortest come first: then they are nearest to the rooms and cross the fewest others.
     for length, first, _, room, far in sorted(ways, key=lambda way: way[:3]):
         last = first + length
         free = [

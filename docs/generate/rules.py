@@ -1,7 +1,7 @@
-"""What must agree and can't be generated: fields and their readers, settings and their documents.
+"""Checks what must agree and can't be generated: fields and readers, settings and documents.
 
-Each rule is a function of what it compares, and returns a sentence for each problem that says what
-to do. ``broken`` asks all of them about this repository, as `make check` does.
+Each rule is a function of the two sides that it compares. For each problem it returns a sentence
+that says what to do. ``broken`` applies all rules to this repository, for `make check`.
 Not covered: files that are generated (registry).
 """
 
@@ -19,19 +19,19 @@ READERS: Final = ("request/*.py", "reports/info.py")
 """Modules of the worker that read a request's fields."""
 
 NOT_A_REQUEST: Final = ("where", "preset", "presets")
-"""What these modules call things that have the fields' names and are not the caller's input."""
+"""Variables of these modules that have keys with fields' names, but are not the request."""
 
 SERVER_ONLY: Final = frozenset({
     "API_HOST", "API_PORT", "API_KEY", "API_ADMIN_KEY", "API_CORS_ORIGINS", "API_MAX_BODY_BYTES",
     "QUEUE_LIMIT", "HF_TOKEN",
 })  # fmt: skip
-"""Settings of the HTTP API, which downloads models too. It runs on no serverless endpoint."""
+"""Settings of the HTTP API, which also downloads models. No serverless endpoint runs it."""
 
 PRESET_KEYS: Final = ("mode", "extends", "values", "profiles")
-"""What a preset says beside fields."""
+"""Keys of a preset that are not fields."""
 
 PLATFORM: Final = frozenset({"RUNPOD_WEBHOOK_GET_JOB"})
-"""What RunPod sets itself."""
+"""Variables that RunPod sets itself."""
 
 
 def broken() -> Iterator[str]:
@@ -52,8 +52,7 @@ def broken() -> Iterator[str]:
 
 
 def unread_fields(schema: Mapping[str, Any], sources: Iterable[str]) -> Iterator[str]:
-    """Fields that a request may give and nothing looks at. Aliases are read under their field's
-    name."""
+    """Fields that a request may have and no module reads. An alias is read by its field's name."""
     read = {name for source in sources for name in _names_read(source)}
     for pointer, name, field in _fields(schema):
         if "x-alias-of" not in field and name not in read:
@@ -71,7 +70,7 @@ def _fields(schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, s
 
 
 def _names_read(source: str) -> Iterator[str]:
-    """Names that a module looks up: ``x.get("name")``, ``x["name"]``, ``pick("name")``."""
+    """Names that a module reads: ``x.get("name")``, ``x["name"]``, ``pick("name")``."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Call(func=ast.Name(), args=[ast.Constant(value=str(name)), *_]):
@@ -89,7 +88,7 @@ def _names_read(source: str) -> Iterator[str]:
 
 
 def wrong_presets(presets: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
-    """Presets with a field that no request has, or in another order than the schema's."""
+    """Presets with a field that no request has, or with another order than the schema's."""
     fields = [name for name, field in schema["properties"].items() if "x-alias-of" not in field]
     for name, preset in presets.items():
         own = {key: value for key, value in preset.items() if key not in PRESET_KEYS}
@@ -123,7 +122,7 @@ def unknown_solvers(solvers: Mapping[str, Solver]) -> Iterator[str]:
 
 
 def variables_read(from_env: Callable[[Mapping[str, str]], object]) -> set[str]:
-    """Names of the variables that the settings are read from."""
+    """Names of the environment variables that the settings are read from."""
     read = set()
 
     class Environment(dict[str, str]):
@@ -131,7 +130,7 @@ def variables_read(from_env: Callable[[Mapping[str, str]], object]) -> set[str]:
             read.add(name)
             return super().get(name, default)
 
-    # With a bucket: the rest of its variables is read only then.
+    # With a bucket, because its other variables are read only then.
     from_env(
         Environment(
             BUCKET_ENDPOINT_URL="https://s3.example.com",
@@ -144,14 +143,14 @@ def variables_read(from_env: Callable[[Mapping[str, str]], object]) -> set[str]:
 
 
 def undocumented_settings(read: Iterable[str], operating: str) -> Iterator[str]:
-    """Variables that an operator can't know of."""
+    """Variables that docs/operating.md does not name."""
     for name in sorted(set(read) - PLATFORM):
         if f"`{name}`" not in operating:
             yield f"docs/operating.md: {name} is read and not documented; tell what it is for"
 
 
 def settings_not_offered(read: Iterable[str], listing: Mapping[str, Any]) -> Iterator[str]:
-    """Variables that RunPod's form lacks, or has in vain."""
+    """Variables that RunPod's form lacks, or that it has and nothing reads."""
     offered = [variable["key"] for variable in listing["config"]["env"]]
     for name in sorted(set(read) - PLATFORM - SERVER_ONLY - set(offered)):
         yield (
@@ -165,7 +164,7 @@ def settings_not_offered(read: Iterable[str], listing: Mapping[str, Any]) -> Ite
 
 
 def codes_without_meaning(codes: Iterable[str], meanings: Mapping[str, str]) -> Iterator[str]:
-    """Error codes that the table in docs/requests.md can't explain."""
+    """Error codes without a meaning in the table of docs/requests.md, and the reverse."""
     for code in sorted(set(codes) - set(meanings)):
         yield f"docs/generate/tables.py: MEANINGS lacks the error code {code}; say what it means"
     for code in sorted(set(meanings) - set(codes)):

@@ -1,4 +1,4 @@
-"""Shapes of the drawn pictures, as SVG. Not covered: what they show (rooms)."""
+"""Draws the shapes of the house as SVG. Not covered: what the house shows (rooms)."""
 
 from html import escape
 
@@ -8,7 +8,7 @@ Point = tuple[int, int]
 
 
 def wrapped(said: str, room: int) -> list[str]:
-    """In lines that fit, in the widest font that a browser may take."""
+    """The text in lines that fit into the room, for the widest font that a browser may use."""
     ems = dict.fromkeys(" .,:;'!|ijl", 0.33) | dict.fromkeys("frt()-", 0.42)
     ems |= dict.fromkeys("mwMW_", 0.9)
     lines = [""]
@@ -42,6 +42,6 @@ def arrow(points: list[Point], colour: str, width: float = 1.8) -> str:
 
 
 def _near(corner: Point, other: Point) -> Point:
-    """A little away from a corner, towards another point."""
+    """A point near the corner, in the direction of the other point."""
     dx, dy = (max(-6, min(6, there - here)) for here, there in zip(corner, other, strict=True))
     return corner[0] + dx, corner[1] + dy

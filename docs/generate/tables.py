@@ -1,6 +1,6 @@
-"""The tables of README.md and docs/, from the schemas, the catalog and the planner.
+"""Writes the tables of docs/ from the schemas, the catalog and the planner.
 
-Not covered: tables of what was measured (figures).
+Not covered: tables of measured values (figures).
 """
 
 import json
@@ -34,7 +34,7 @@ def fields_table() -> str:
 
 
 def values(field: dict[str, Any]) -> str:
-    """What a field may hold, in words."""
+    """The allowed values of a field, in words."""
     default = field.get("default")
     if "enum" in field:
         marked = [f"**`{v}`**" if v == default else f"`{v}`" for v in field["enum"]]
@@ -49,7 +49,7 @@ def values(field: dict[str, Any]) -> str:
 
 
 def presets_table() -> str:
-    """The six option sets, and the four that extend them."""
+    """The six presets, and the four that extend them."""
     presets = read_json("schemas/presets.json")
     lines = [
         "| job_type | size | frames | fps | steps | guidance | solver | shift |",
@@ -104,7 +104,7 @@ def guidance(model: Model) -> str:
 
 
 def weights_table() -> str:
-    """What each model takes on disk, alone and together."""
+    """Disk space of each model, and of all together."""
     lines = ["| models | repository | its files | in the store |", "|---|---|---|---|"]
     for model in MODELS.values():
         lines.append(
@@ -172,18 +172,18 @@ POOLS = {
     "ADA_80_PRO": 80,
     "HOPPER_141": 141,
 }
-"""RunPod's GPU pools and their memory in GB as it is sold: GiB, to the planner."""
+"""RunPod's GPU pools and their memory, in the GB of the shop: for the planner it is GiB."""
 
 
 HOST_GIB = 128
-"""Main memory that the table supposes: weights that are not on the GPU wait there."""
+"""Main memory that the table assumes: weights that are not on the GPU wait there."""
 
 
 def images_table() -> str:
-    """The variants: what each holds, and where all its models can run.
+    """The variants: the models of each, and the GPU pools that can run all of them.
 
-    The memory planner's own answer for each model's native clip: everything resident, or moved in
-    and out.
+    It is the memory planner's own answer for each model's native clip: all weights resident, or
+    moved in and out.
     """
     lines = [
         "| variant | models | weights in the image | GPU pools | slower on |",
@@ -209,7 +209,7 @@ def images_table() -> str:
 
 
 def fits_table() -> str:
-    """What the memory planner does with each model's native clip on each size of card."""
+    """The memory planner's placement of each model's native clip, for each size of card."""
     sizes = sorted({12, 32, *POOLS.values()})
     lines = [
         "| model, native clip | " + " | ".join(f"{gib} GB" for gib in sizes) + " |",
@@ -222,8 +222,8 @@ def fits_table() -> str:
 
 
 def _placement(model: Model, gib: int) -> str | None:
-    """Where the weights of a model's native clip are on a card that is sold with ``gib``."""
-    # Cards with error correction keep some of it: an L4 of 24 GB has 22.5 GiB.
+    """The placement for a model's native clip on a card that is sold with ``gib`` GB."""
+    # Error correction takes some of the memory: an L4 of 24 GB has 22.5 GiB.
     usable, ram = int(gib * 0.93 * 1024**3), HOST_GIB * 1024**3
     machine = Hardware("cuda", f"{gib} GB", usable, None, "sold with", ram_bytes=ram)
     job = JobSize(
@@ -249,4 +249,4 @@ OPERATING: Mapping[str, Callable[[], str]] = {
     "images": images_table,
     "fits": fits_table,
 }
-"""The places in docs/requests.md and docs/operating.md."""
+"""Tables of docs/requests.md (``REQUESTS``) and docs/operating.md, by the name of their place."""

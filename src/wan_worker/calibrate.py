@@ -91,13 +91,13 @@ def run(
     worker: Worker,
     model_id: str,
     control: Control,
-    say: Callable[[int, int], None] = lambda done, of: None,
+    report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Calibration:
     """Measure one model. It takes as long as a dozen small jobs; other jobs may run in between.
 
     Args:
         control: a cancel takes effect within a step.
-        say: called with the number of clips made so far and their total.
+        report: called with the number of clips made so far and their total.
 
     Raises:
         WorkerError: a clip could not be made, or the measuring was cancelled.
@@ -115,7 +115,7 @@ def run(
         taken = _denoise(worker, model, clip, way, control)
         if index >= len(candidates):
             seconds[way].append(taken)
-        say(index + 1, total)
+        report(index + 1, total)
     medians = {way: statistics.median(taken) for way, taken in seconds.items()}
     best = min(medians, key=lambda way: medians[way])
     usual = candidates[0]

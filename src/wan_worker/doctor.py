@@ -44,10 +44,10 @@ MOST_SKEW_SECONDS: Final = 600
 class Finding:
     subject: str
     level: Level
-    said: str
+    text: str
 
     def __str__(self) -> str:
-        return f"{self.level:8}{self.subject}: {self.said}"
+        return f"{self.level:8}{self.subject}: {self.text}"
 
 
 def examine(settings: Settings, machine: Hardware) -> Iterator[Finding]:

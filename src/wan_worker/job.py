@@ -61,7 +61,7 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
         ``refresh_worker`` beside it where this process should not take another job.
     """
     job_id, question = storage.job_folder(str(job.get("id"))), info.is_asked(job)
-    with logs.of_job(job_id, lambda: control.stage, told=not question):
+    with logs.of_job(job_id, lambda: control.stage, log_events=not question):
         return _run(job, worker, control, counts=not question)
 
 

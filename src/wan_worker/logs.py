@@ -59,7 +59,7 @@ class _Job:
 
     id: str
     stage: Callable[[], str]
-    told: bool
+    log_events: bool
     """Its events are logged."""
 
 
@@ -85,15 +85,15 @@ def install() -> None:
 
 
 @contextmanager
-def of_job(job_id: str, stage: Callable[[], str], told: bool = True) -> Iterator[None]:
+def of_job(job_id: str, stage: Callable[[], str], log_events: bool = True) -> Iterator[None]:
     """Inside the block, entries of this thread belong to this job.
 
     Args:
         job_id: safe to log.
         stage: called for each entry.
-        told: log the job's events. Questions are frequent, so only their failures are logged.
+        log_events: log the job's events. Questions are frequent, so only their failures are logged.
     """
-    token = _current.set(_Job(job_id, stage, told))
+    token = _current.set(_Job(job_id, stage, log_events))
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ def event(name: str, words: str, level: int = logging.INFO, **facts: str | float
         words: the same, in words for people.
     """
     job = _current.get()
-    if job is not None and (job.told or level >= logging.WARNING):
+    if job is not None and (job.log_events or level >= logging.WARNING):
         about = {"facts": {"event": name, **facts}}
         _log.log(level, "job %s: %s", job.id, words, extra=about)
 

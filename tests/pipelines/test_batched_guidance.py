@@ -129,7 +129,9 @@ def test_an_unguided_job_is_left_alone(worker: jobs.Worker) -> None:
 
 
 def test_a_pipeline_that_calls_otherwise_is_an_error_and_not_a_wrong_picture() -> None:
-    run = batched_guidance._both(lambda **given: (given["hidden_states"],), torch.ones(1, 2, 3))
+    run = batched_guidance._batched_forward(
+        lambda **given: (given["hidden_states"],), torch.ones(1, 2, 3)
+    )
     one, other = torch.zeros(1, 4), torch.ones(1, 4)
     given = {"timestep": torch.ones(1), "encoder_hidden_states": torch.ones(1, 2, 3)}
     run(hidden_states=one, **given)
@@ -204,7 +206,7 @@ def test_the_same_seed_gives_the_same_bytes_together_before_and_after_others(
 ) -> None:
     apart = sha256_of(serve())
     with monkeypatch.context() as patch:
-        patch.setattr(speedups, "_together", lambda *_: True)
+        patch.setattr(speedups, "_batches_guidance", lambda *_: True)
         first = serve()
         assert first["metadata"]["plan"]["reasons"].count(
             "guidance: both branches in one forward, as few tokens leave a GPU idle"

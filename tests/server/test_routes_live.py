@@ -232,7 +232,7 @@ def test_a_job_that_waits_says_how_many_are_before_it(server: Server) -> None:
         first = json.loads(watching.recv(10))
         assert (first["status"], first["position"], first["task_id"]) == ("queued", 2, "c")
         server.ledger.start_next()
-        server.do(server.parts.dispatcher._tell_positions)
+        server.do(server.parts.dispatcher._publish_positions)
         assert json.loads(watching.recv(10))["position"] == 1
     server.until(lambda: not server.watched())
     server.ledger.start_next()  # nobody watches: nobody is told

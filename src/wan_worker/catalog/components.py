@@ -1,7 +1,8 @@
-"""What are Wan's pipelines put together from, and what does each piece weigh?
+"""Which components make up Wan's pipelines, and how large is each?
 
-Sizes are parameters times width; the parameters were counted on the real classes (the tests count
-them again). Not covered: which model needs which pieces (catalog), where they are (weights).
+A size is the number of parameters times the bytes of one. The parameters were counted on the real
+classes, and the tests count them again.
+Not covered: which model needs which components (models), where they are (weights.store).
 """
 
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from wan_worker.settings import WeightType
 
 @dataclass(frozen=True)
 class Component:
-    """One piece of a pipeline, stored once and shared by every model that names it."""
+    """One part of a pipeline. It is stored once, for every model that names it."""
 
     name: str
-    """Folder in the store."""
+    """Its folder in the store."""
     role: str
     """Name of the pipeline's constructor argument, and of the folder in a diffusers repository."""
     class_name: str
@@ -23,32 +24,32 @@ class Component:
     repository: str
     """The one Hub repository that the store's copy is downloaded from."""
     hub_bytes: int
-    """Size of its files there."""
+    """Size of its files on the Hub."""
     stored_bytes: int
-    """Size in the store: in bf16, with what must stay in fp32 in fp32."""
+    """Size in the store: bf16, but fp32 for the tensors that must stay so."""
     keep_fp32: bool = False
-    """Encoding to bf16 latents shifts image-to-video, so the VAE stays in fp32."""
+    """It stays in fp32. The VAE does: encoding to bf16 latents shifts image-to-video."""
     at_top: bool = False
-    """Its files lie at the top of its repository, not in a folder named for the role."""
+    """Its files are at the top of its repository, not in a folder with the role's name."""
     file: str = ""
-    """The one file of its repository that it is; empty where it is a folder."""
+    """Its one file in its repository; empty if it is a folder."""
     release: "Release | None" = None
     """Where it is published, if that is outside the Hub."""
 
     @property
     def hub_folder(self) -> str:
-        """The folder of its repository that holds it; empty for the top."""
+        """Its folder in its repository; empty for the top."""
         return "" if self.at_top else self.role
 
     def entry(self, kind: WeightType) -> str:
-        """Its name in memory: transformers with weights of another type are another entry."""
+        """Its name in memory. A transformer with another weight type is another entry."""
         plain = kind == "bf16" or not self.role.startswith("transformer")
         return self.name if plain else f"{self.name}@{kind}"
 
 
 @dataclass(frozen=True)
 class Release:
-    """One file at an https address, fixed to the byte."""
+    """One file at an https address. The hash fixes its bytes."""
 
     url: str
     tag: str
@@ -60,7 +61,7 @@ I2V_480P_REPOSITORY: Final = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
 TI2V_5B_REPOSITORY: Final = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 
 # Every Wan repository holds the same text encoder: the 2.1 ones in fp32 (22.7 GB), the 2.2 ones in
-# bf16, so the store takes a 2.2 copy, half the download, and the tokenizer that lies beside it.
+# bf16. The store takes a 2.2 copy, which is half the download, and the tokenizer beside it.
 UMT5 = Component(
     name="umt5-xxl",
     role="text_encoder",
@@ -121,7 +122,7 @@ UPSCALER: Final = Component(
     hub_bytes=67_040_989,
     stored_bytes=66_791_948,
     keep_fp32=True,
-    # Size and hash as many public projects pin them for this very address.
+    # Many public projects pin this size and this hash for this address.
     release=Release(
         url="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/RealESRGAN_x4plus.pth",
         tag="v0.1.0",
@@ -147,7 +148,7 @@ def transformer(
 def enhancer(repository: str) -> Component:
     """The language model of a plain transformers repository: model, tokenizer, chat template.
 
-    The sizes are those of the default one; of another, the Hub's listing tells.
+    The sizes are those of the default one. For another one, the Hub's listing has them.
     """
     return Component(
         name=repository.rpartition("/")[2].lower(),
@@ -161,4 +162,4 @@ def enhancer(repository: str) -> Component:
 
 
 ENHANCER: Final = enhancer("Qwen/Qwen2.5-7B-Instruct")
-"""Rewrites prompts. In bfloat16 on the Hub already: 15,231,233,024 bytes, and its tokenizer."""
+"""Rewrites prompts. The Hub has it in bfloat16: 15,231,233,024 bytes, and its tokenizer."""

@@ -1,13 +1,13 @@
 """Which models have weights that make a clip in four steps? (``acceleration: turbo``)
 
-Adapters that were distilled from a model so that four steps without guidance do what fifty with it
-did. They are published by lightx2v (Apache-2.0) as LoRAs, one for each transformer, for the
-schedule below: the noise at 1, 0.75, 0.5 and 0.25, shifted by 5, steps of Euler's
+These are adapters. They were distilled from a model: four steps without guidance do the work of
+fifty with guidance. lightx2v publishes them (Apache-2.0) as LoRAs, one for each transformer. They
+need the schedule below: Euler steps at noise 1, 0.75, 0.5 and 0.25, shifted by 5
 (github.com/ModelTC/LightX2V: ``denoising_step_list``, ``sample_shift``, ``step_distill``).
-Its sampler for Wan 2.1 draws fresh noise between the steps; ours goes on without, as diffusers'
-own schedulers do, so that a seed alone decides.
+LightX2V's sampler for Wan 2.1 draws fresh noise between the steps. Ours does not, like diffusers'
+own schedulers, so that the seed alone decides.
 
-Not covered: which model has which (models); putting them on a model (pipelines.lora). No LoRA of a
+Not covered: which model has which adapters (models), applying them (pipelines.lora). No LoRA of
 known origin is published for the 1.3B, the 5B, VACE and FLF2V.
 """
 
@@ -33,7 +33,7 @@ class Distilled:
 
     component: Component
     stage: Stage = "both"
-    """The expert that it is for."""
+    """The expert that the adapter is for."""
 
 
 def _loras(
@@ -42,7 +42,7 @@ def _loras(
     """A model's adapters, in the order of its transformers.
 
     Args:
-        files: name and size in bytes of each file of the repository, by the expert it is for.
+        files: name and size in bytes of each file in the repository, by its expert.
     """
     return tuple(
         Distilled(

@@ -2,7 +2,7 @@
 
 `make docs` writes from this table: docker-bake.hcl, the Dockerfile's default, the matrix of the
 release workflow, RunPod's presets and the table of images.
-Not covered: what an image holds beside weights (Dockerfile).
+Not covered: the contents of an image other than weights (Dockerfile).
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class ImageVariant:
 
     name: str
     models: tuple[str, ...]
-    """Catalog ids; none: weights come from a network volume."""
+    """Catalog ids; empty: weights come from a network volume."""
     title: str
-    """What RunPod's Hub says of it."""
+    """Its description on RunPod's Hub."""
 
 
 IMAGE_VARIANTS: Final = (
@@ -28,4 +28,4 @@ IMAGE_VARIANTS: Final = (
 )
 
 DEFAULT: Final = "t2v-i2v"
-"""The variant that is built where none is named, and that `latest` means."""
+"""The variant that is built if none is named. The tag `latest` means it too."""

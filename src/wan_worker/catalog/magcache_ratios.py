@@ -1,15 +1,14 @@
-"""How much smaller does what a Wan transformer adds to its input get, from step to step?
+"""How much does the residual of a Wan transformer shrink from step to step?
 
-A transformer's blocks turn the embedded latents into something else; the difference is their
-residual. Its magnitude falls slowly and in the same way for every prompt, so that a step may take
-the residual of the one before it where the two are nearly as large: MagCache (arXiv:2506.09045).
-The ratios are measured, one series for each model, and published with the settings to use them by:
-github.com/Zehong-Ma/MagCache, MagCache4Wan2.1 and MagCache4Wan2.2, ``magcache_generate.py`` (the
-first transformer call of each step, the one with the prompt). They were measured on Wan's own
-schedules: ``steps`` in the model's number, ``shift`` of its generate.py.
+A transformer's blocks change the embedded latents. The difference is their residual. Its magnitude
+falls slowly, and in the same way for every prompt. So a step may reuse the residual of the step
+before it if the two have nearly the same magnitude: MagCache (arXiv:2506.09045).
+The ratios are measured, one series for each model. They are published with the settings to use:
+github.com/Zehong-Ma/MagCache, MagCache4Wan2.1 and MagCache4Wan2.2, ``magcache_generate.py``. Each
+is from the first transformer call of a step, the one with the prompt. They were measured on Wan's
+own schedules: the model's number of ``steps``, and the ``shift`` of its generate.py.
 
-Not covered: which model has which curve (models), which steps need not be computed then
-(planning.step_cache).
+Not covered: which model has which curve (models), which steps are reused (planning.step_cache).
 """
 
 from dataclasses import dataclass
@@ -18,26 +17,26 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Curve:
-    """A model's published ratios, and the settings that they are used by."""
+    """A model's published ratios, and the settings to use them with."""
 
     ratios: tuple[float, ...]
-    """Mean magnitude of step k's residual over step k-1's, for k from 1."""
+    """Mean magnitude of step k's residual, divided by step k-1's, for k from 1."""
     shift: float
-    """flow_shift of the schedule that they were measured on."""
+    """flow_shift of the measured schedule."""
     threshold: float = 0.12
-    """Accumulated error at which a step is computed again; 0.12 is the default of the 2.1 script.
-    Published for it, on the 1.3B: 2.2 times as fast, PSNR 20.5 dB against the full run."""
+    """A step is computed again at this accumulated error; 0.12 is the default of the 2.1 script.
+    Its published result on the 1.3B: 2.2 times as fast, PSNR 20.5 dB against the full run."""
     in_a_row: int = 2
-    """Steps that may follow each other without being computed; 2 is both scripts' default."""
+    """Steps that may be reused in a row; 2 is the default of both scripts."""
     reach: int = 4
-    """Measured steps that a residual may be old: the furthest that is published for Wan 2.1, on the
-    1.3B with PSNR 18.9 dB against the full run."""
+    """The greatest age of a residual, in measured steps. 4 is the most that is published for
+    Wan 2.1: on the 1.3B, with PSNR 18.9 dB against the full run."""
     computed_first: tuple[float, ...] = (0.2,)
-    """Share of its steps, from the first, that each transformer computes whatever the ratios."""
+    """For each transformer, the share of its steps that it always computes, from the first on."""
 
     @property
     def steps(self) -> int:
-        """Of the schedule that they were measured on."""
+        """Number of steps of the measured schedule."""
         return len(self.ratios) + 1
 
 
@@ -68,7 +67,7 @@ _I2V_720P: Final = (
     0.98845, 0.98848, 0.98862, 0.98718, 0.98497, 0.98264, 0.98389, 0.97938, 0.97535, 0.97498,
     0.973, 0.96827, 0.96261, 0.95335, 0.94649, 0.93397, 0.91636, 0.89088, 0.8679,
 )
-# Of two that are published, from text and from an image, the one that falls faster.
+# Two are published, from text and from an image. This one falls faster.
 _TI2V_5B: Final = (
     0.99512, 0.99559, 0.99595, 0.99512, 0.99546, 0.99543, 0.99496, 0.99504, 0.99444, 0.99481,
     0.99435, 0.9943, 0.99411, 0.99373, 0.99413, 0.99363, 0.99335, 0.99244, 0.99229, 0.99239,
@@ -76,7 +75,7 @@ _TI2V_5B: Final = (
     0.98539, 0.98444, 0.9831, 0.98119, 0.98001, 0.97862, 0.97555, 0.97392, 0.97152, 0.96871,
     0.96435, 0.96129, 0.95639, 0.95176, 0.94446, 0.93972, 0.93575, 0.93537, 0.96655,
 )
-# The drop in each of the last two is where the low-noise expert takes over.
+# Each of the last two has a drop where the low-noise expert takes over.
 _T2V_A14B: Final = (
     1.00124, 0.99822, 0.99696, 0.99703, 0.9966, 0.99602, 0.99578, 0.99484, 0.99633, 0.99659,
     0.99534, 0.99584, 0.99681, 0.99563, 0.9944, 0.99594, 0.99466, 0.99453, 0.99389, 0.99391,
@@ -98,5 +97,5 @@ I2V_720P: Final = Curve(_I2V_720P, shift=5.0)
 # Threshold, reach and shares as in the commands of MagCache4Wan2.2's README.
 TI2V_5B: Final = Curve(_TI2V_5B, shift=5.0, threshold=0.06, reach=2)
 T2V_A14B: Final = Curve(_T2V_A14B, shift=12.0, threshold=0.06, reach=2, computed_first=(0.4, 0.4))
-# Its high-noise expert, which sets the motion out from the image, computes every step.
+# Its high-noise expert starts the motion from the image, so it computes every step.
 I2V_A14B: Final = Curve(_I2V_A14B, shift=5.0, threshold=0.06, reach=2, computed_first=(1.0, 0.1))

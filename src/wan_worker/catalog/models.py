@@ -1,11 +1,13 @@
 """Which models are there, with which components, sizes, frame rules and native defaults?
 
-A new model is one entry here; `make docs` writes everything else that follows from it. A frozen
-table: nothing is computed from the machine. Facts come from the models' own repositories and from
-Wan's code: github.com/Wan-Video/Wan2.1 (``generate.py``: each task's steps
-and shift; ``wan/configs``) and Wan2.2 (``wan/configs``: ``sample_steps``, ``sample_shift``,
+A new model is one entry here; `make docs` writes everything else that follows from it. The table
+is frozen: nothing is computed from the machine. The facts come from the models' own repositories
+and from Wan's code: github.com/Wan-Video/Wan2.1 (``generate.py``: each task's steps and shift;
+``wan/configs``) and Wan2.2 (``wan/configs``: ``sample_steps``, ``sample_shift``,
 ``sample_guide_scale``, ``boundary``, ``sample_fps`` and ``frame_num``). Other constants name their
-source. Not covered: where weights are on disk (weights), which model a job takes (plan).
+source.
+Not covered: where weights are on disk (weights.store), which model a job takes
+(planning.model_choice).
 """
 
 from collections.abc import Mapping
@@ -41,8 +43,9 @@ MAX_PROMPT_TOKENS: Final = 512
 """umT5 context length of every Wan model (``text_len`` in wan/configs/shared_config.py)."""
 
 MAX_WORK: Final = 1280 * 720 * 161 * 50
-"""Pixels x frames x steps x outputs beyond which a job is refused before anything is loaded: 50
-steps of the largest clip, about an hour of one H100 on a 14B model. For each segment of a video."""
+"""Largest pixels x frames x steps x outputs. A larger job is refused before anything is loaded. It
+is 50 steps of the largest clip: about an hour of one H100 on a 14B model. It holds for each segment
+of a video."""
 
 NEGATIVE_PROMPT: Final = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
@@ -53,7 +56,7 @@ NEGATIVE_PROMPT: Final = (
 
 
 Use = Literal["none", "optional", "required"]
-"""What a model does with a picture."""
+"""How a model uses a picture."""
 
 
 @dataclass(frozen=True)
@@ -62,37 +65,37 @@ class Model:
 
     id: str
     title: str
-    """What people call it; RunPod's Hub offers it under this name."""
+    """Its name for people, also on RunPod's Hub."""
     wan_task: str
     """Wan's own name for it (``--task`` of its generate.py)."""
     repository: str
     """Its diffusers repository on the Hub, with a folder for every component."""
     repository_bytes: int
-    """What a plain download of it takes, its own copies of what models share included."""
+    """Size of a plain download, with its own copies of the components that models share."""
     parts: tuple[Component, ...]
-    """Its components but for its transformers."""
+    """Its components without its transformers."""
     config: TransformerConfig
-    """Of its transformer, or of both experts."""
+    """Configuration of its transformer, or of both experts."""
     transformer_bytes: tuple[int, int]
-    """Size of each transformer on the Hub, and in the store."""
+    """Size of each transformer: on the Hub, in the store."""
     default_size: Size
-    """Native landscape size; its area is the pixel budget where an image sets the shape."""
+    """Native landscape size. If an image sets the shape, its area is the pixel budget."""
     max_pixels: int
     """Area of the largest stable output."""
     text_pipeline: str | None = None
-    """diffusers pipeline class that starts from text alone; None: it needs a picture."""
+    """diffusers pipeline class that starts from text alone; None: the model needs a picture."""
     image_pipeline: str | None = None
-    """diffusers pipeline class that is given a picture; None: it takes none."""
+    """diffusers pipeline class that takes a picture; None: the model takes none."""
     image: Use = "none"
-    """A video's first frame."""
+    """How it uses a first frame."""
     last_image: Use = "none"
-    """A video's last frame."""
+    """How it uses a last frame."""
     boundary_ratio: float | None = None
-    """Share of the noise range above which the high-noise expert works; None: one transformer."""
+    """The high-noise expert works above this share of the noise; None: one transformer."""
     expand_timesteps: bool = False
-    """Every latent frame has a timestep of its own: a given first frame is at 0 from the start."""
+    """Every latent frame has its own timestep: a given first frame is at 0 from the start."""
     grid: int = 16
-    """Width and height are generated in multiples of this: the VAE's spatial stride x patch 2."""
+    """Generated width and height are multiples of this: the VAE's spatial stride x patch 2."""
     temporal_stride: int = 4
     """Frames are generated as 4k+1: the VAE's temporal stride."""
     native_frames: int = 81
@@ -100,29 +103,29 @@ class Model:
     fps: int = 16
     steps: int = 50
     guidance_scale: float = 5.0
-    """Of the high-noise expert, where there are two."""
+    """For the high-noise expert, if there are two."""
     guidance_scale_2: float | None = None
-    """Of the low-noise expert."""
+    """For the low-noise expert."""
     flow_shift: float | None = None
-    """None: 3.0 up to 480p and 5.0 above, as Wan's scheduler configurations ship."""
+    """None: 3.0 up to 480p and 5.0 above, as in Wan's scheduler configurations."""
     min_pixels: int = 480 * 832
-    """Area under which quality drops visibly; smaller sizes are made, with a warning."""
+    """Below this area quality drops visibly; smaller sizes are made, with a warning."""
     magcache: Curve | None = None
-    """What is published for ``acceleration: cached``."""
+    """Published ratios for ``acceleration: cached``."""
     turbo: tuple[Distilled, ...] = ()
-    """What is published for ``acceleration: turbo``, in the order of its transformers."""
+    """Published adapters for ``acceleration: turbo``, in the order of its transformers."""
 
     @cached_property
     def components(self) -> tuple[Component, ...]:
         """Its parts and its transformers; ``transformer_2`` is the low-noise expert."""
         roles = ("transformer", "transformer_2") if self.two_experts else ("transformer",)
-        made = (self.id, self.repository, self.config.class_name, *self.transformer_bytes)
-        return (*self.parts, *(transformer(role, *made) for role in roles))
+        facts = (self.id, self.repository, self.config.class_name, *self.transformer_bytes)
+        return (*self.parts, *(transformer(role, *facts) for role in roles))
 
     @property
     def turbo_names(self) -> tuple[str, ...]:
-        """The components that turbo needs beside the model's own."""
-        return tuple(one.component.name for one in self.turbo)
+        """Components that turbo needs, beside the model's own."""
+        return tuple(adapter.component.name for adapter in self.turbo)
 
     @property
     def component_names(self) -> tuple[str, ...]:
@@ -135,22 +138,22 @@ class Model:
 
 @dataclass(frozen=True)
 class Installed:
-    """A model, or an extra component, whose weights are here."""
+    """A model or an extra component whose weights are in a store."""
 
     component_bytes: Mapping[str, int]
     """Bytes in memory of each component, by name."""
     tiny: bool
-    """The toy set: right in every shape and name, and meaningless as a picture."""
+    """It is from the toy set: shapes and names are right, but its pictures mean nothing."""
     folders: Mapping[str, Path] = field(default_factory=dict)
-    """Where each component is, by name."""
+    """Folder of each component, by name."""
 
 
 _PARTS = (UMT5_TOKENIZER, UMT5, VAE_2_1)
 _PARTS_WITH_CLIP = (*_PARTS, CLIP_PROCESSOR, CLIP)
 _480P, _720P, _1080P = 854 * 480, 1280 * 720, 1920 * 1080
 
-_MADE_FOR_720P = 1024 * 576
-"""Least area of a model that was trained at 720p alone and has a sibling for 480p."""
+_MIN_PIXELS_720P = 1024 * 576
+"""``min_pixels`` of a model that was trained at 720p only and has a sibling for 480p."""
 
 _1_3B = TransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
 _14B = TransformerConfig(num_attention_heads=40, ffn_dim=13824, num_layers=40)
@@ -179,7 +182,7 @@ _IN_ORDER: Final = (
         repository_bytes=19_040_000_000,
         parts=_PARTS,
         config=replace(_1_3B, vace_layers=tuple(range(0, 30, 2)), vace_in_channels=96),
-        # On the Hub the T2V's part is in fp32 and VACE's own in bf16.
+        # On the Hub, the part from T2V is in fp32 and VACE's own part is in bf16.
         transformer_bytes=(7_145_937_664, 4_314_567_296),
         default_size=(832, 480),
         max_pixels=_720P,
@@ -210,7 +213,7 @@ _IN_ORDER: Final = (
         max_frames=241,
         fps=24,
         flow_shift=5.0,
-        min_pixels=_MADE_FOR_720P,
+        min_pixels=_MIN_PIXELS_720P,
         magcache=magcache_ratios.TI2V_5B,
     ),
     Model(
@@ -259,7 +262,7 @@ _IN_ORDER: Final = (
         image_pipeline="WanImageToVideoPipeline",
         image="required",
         steps=40,
-        min_pixels=_MADE_FOR_720P,
+        min_pixels=_MIN_PIXELS_720P,
         magcache=magcache_ratios.I2V_720P,
     ),
     Model(
@@ -322,7 +325,7 @@ _IN_ORDER: Final = (
     ),
 )
 MODELS: Final = MappingProxyType({model.id: model for model in _IN_ORDER})
-"""Every model by id. Order is preference: of several that serve a request, the last one is best."""
+"""Every model by id, in order of preference: if several serve a request, the last one is best."""
 
 
 def _other_names() -> dict[str, str]:
@@ -334,32 +337,32 @@ def _other_names() -> dict[str, str]:
 
 
 OTHER_NAMES: Final[Mapping[str, str]] = MappingProxyType(_other_names())
-"""Wan's task names, as its code writes them and in capitals, to ids. Two models share i2v-14B; it
+"""Ids by Wan's task names, as its code writes them and in capitals. Two models share i2v-14B: it
 means the 480p one."""
 
 
 EXTRAS: Final = MappingProxyType(
     {
         part.name: part
-        for part in (UPSCALER, *(one.component for m in MODELS.values() for one in m.turbo))
+        for part in (UPSCALER, *(lora.component for m in MODELS.values() for lora in m.turbo))
     }
 )
-"""Components that are no part of a Wan model and are installed by their own names."""
+"""Components that are not part of a Wan model. They are installed by their own names."""
 
 
 def components_of(names: list[str]) -> tuple[Component, ...]:
-    """The components that these models and extras need, each once, in a stable order."""
+    """The components that these models and extras need: each once, in a stable order."""
     parts = (MODELS[n].components if n in MODELS else (EXTRAS[n],) for n in names)
     return tuple(dict.fromkeys(component for group in parts for component in group))
 
 
 def stored_bytes(names: list[str]) -> int:
-    """Disk that these models and extras take in one store, what they share counted once."""
+    """Disk space of these models and extras in one store. What they share is counted once."""
     return sum(component.stored_bytes for component in components_of(names))
 
 
 @cache
 def repositories_of(component: Component) -> tuple[str, ...]:
-    """Every Hub repository that holds a copy of the component, the store's own source first."""
+    """Every Hub repository with a copy of the component; the store's own source comes first."""
     holders = [m.repository for m in MODELS.values() if component in m.components]
     return tuple(dict.fromkeys((component.repository, *holders)))

@@ -122,7 +122,7 @@ def _use(pipeline: Any, name: str) -> None:
     """Give a pipeline's experts a kernel, whichever one an earlier job left there."""
     for part in (pipeline.transformer, getattr(pipeline, "transformer_2", None)):
         if part is not None and _kernel_of(part) != name:
-            _set(part, name)
+            _set_kernel(part, name)
 
 
 def _kernel_of(expert: Any) -> str:
@@ -136,7 +136,7 @@ def _kernel_of(expert: Any) -> str:
     return NATIVE if found is None else str(getattr(found, "value", found))
 
 
-def _set(expert: Any, name: str) -> None:
+def _set_kernel(expert: Any, name: str) -> None:
     from diffusers.models.attention_dispatch import attention_backend
     from diffusers.utils import logging
 

@@ -44,11 +44,11 @@ def applied(pipeline: Any, plan: Plan, negative: "torch.Tensor | None") -> Itera
             for role in ("transformer", "transformer_2"):
                 expert = getattr(pipeline, role, None)
                 if expert is not None:
-                    wrap(expert, lambda forward: _both(forward, negative), stack)
+                    wrap(expert, lambda forward: _batched_forward(forward, negative), stack)
         yield
 
 
-def _both(forward: Callable[..., Any], negative: "torch.Tensor") -> Callable[..., Any]:
+def _batched_forward(forward: Callable[..., Any], negative: "torch.Tensor") -> Callable[..., Any]:
     """A forward that computes both branches on a step's first call, for the second call too."""
     import torch
 

@@ -1,4 +1,4 @@
-"""The plan's solver as a scheduler of diffusers, fresh for each job.
+"""The plan's solver as a scheduler of diffusers, made new for each job.
 
 Not covered: which solvers there are (planning.solvers), the steps themselves.
 """
@@ -12,9 +12,9 @@ from wan_worker.planning.solvers import SOLVERS
 
 
 def scheduler(plan: Plan) -> Any:
-    """A fresh scheduler for the plan's solver, with its shift; it begins late for image-to-image.
+    """A new scheduler for the plan's solver and shift. For image-to-image it begins late.
 
-    The same steps as ``of_diffusers`` takes, in which the host never waits for the GPU (sync_free).
+    It takes the same steps as ``of_diffusers``, but the host never waits for the GPU (sync_free).
     """
     if plan.solver == "unipc":
         made = sync_free.unipc()(**SOLVERS[plan.solver].arguments(plan.flow_shift))
@@ -43,9 +43,9 @@ def of_diffusers(plan: Plan) -> Any:
 
 
 def _step_evenly(scheduler: Any) -> None:
-    """Let Euler's steps begin at 1, 1 - 1/n, ... of the noise: what turbo's weights were made for.
+    """Make Euler's steps begin at noise 1, 1 - 1/n, ...: turbo's weights were made for these.
 
-    Its own schedule ends at the least noise that there is, which leaves the last step nothing.
+    Its own schedule ends at the least noise, which leaves nothing for the last step to do.
     """
     set_timesteps = scheduler.set_timesteps
 
@@ -56,10 +56,10 @@ def _step_evenly(scheduler: Any) -> None:
 
 
 def _begin_late(scheduler: Any, skipped: int) -> None:
-    """Let a scheduler's schedule start some steps in, whenever it is set.
+    """Make a scheduler leave out its first steps, each time its schedule is set.
 
-    diffusers' own video-to-video pipeline cuts the timesteps itself; the text-to-video pipeline,
-    which also drives two experts, takes the whole schedule from its scheduler.
+    diffusers' own video-to-video pipeline cuts the timesteps itself. But the text-to-video
+    pipeline, which also drives two experts, takes the whole schedule from its scheduler.
     """
     set_timesteps = scheduler.set_timesteps
 

@@ -48,7 +48,7 @@ class Calibrations:
         self.latest = Order(model, "running", 0, None, time.time())
         return self.latest
 
-    def heard(self, message: dict[str, Any]) -> None:
+    def received(self, message: dict[str, Any]) -> None:
         """Take a message of the engine: ``done`` clips ``of`` a total, or how the order ended."""
         order = self.running
         if order is None:
@@ -66,4 +66,4 @@ class Calibrations:
     def lost(self) -> None:
         """The engine has died: the running order fails."""
         error = UnexpectedError("The process that measured ended; order it again")
-        self.heard({"error": public(error, "denoise")})
+        self.received({"error": public(error, "denoise")})

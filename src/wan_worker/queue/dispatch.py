@@ -133,7 +133,7 @@ class Dispatcher:
         canceled = Canceled("The job was cancelled while it waited")
         if entry.status == "queued" and self._ledger.drop(entry.id, public(canceled, "queue")):
             self._watchers.publish(entry.id, {"type": ENDED, "status": "canceled"})
-            self._tell_positions()
+            self._publish_positions()
             return True
         engine = self._engine
         if engine is None or entry.id not in engine.jobs:
@@ -227,7 +227,7 @@ class Dispatcher:
                 case "answer":
                     engine.answered(message["number"], message["answer"])
                 case "measured":
-                    self.calibrations.heard(message)
+                    self.calibrations.received(message)
                 case "ended":
                     self._ended(engine, message["id"], message["refresh"])
 
@@ -274,24 +274,24 @@ class Dispatcher:
                 limit = self._settings.job_timeout_seconds + GRACE_SECONDS
                 self._kill_after(engine, job_id, limit)
         if handed:
-            self._tell_positions()
+            self._publish_positions()
 
     def _watch(self, job_id: str, watched: bool) -> None:
         """Tell the engine that a job has its first watcher, or no watcher any more."""
         if self._engine is not None and job_id in self._engine.jobs:
             self._engine.tell("watch", id=job_id, on=watched)
 
-    def tell_position(self, entry: Entry) -> None:
+    def publish_position(self, entry: Entry) -> None:
         """Tell the watchers of a waiting job how many jobs are before it."""
         about = {"task_id": entry.id, "status": "queued", "position": self._ledger.ahead(entry)}
         message = {"type": "progress", "stage": "queue", "number": 0} | about
         self._watchers.publish(entry.id, message)
 
-    def _tell_positions(self) -> None:
+    def _publish_positions(self) -> None:
         for job_id in self._watchers.watched:
             entry = self._ledger.find(job_id)
             if entry is not None and entry.status == "queued":
-                self.tell_position(entry)
+                self.publish_position(entry)
 
     def _kill_after(self, engine: EngineProcess, job_id: str, seconds: float) -> None:
         """Kill the engine if it still has the job after this time."""

@@ -1,9 +1,9 @@
-"""Does this input keep to the schema? The schema, its aliases and the presets, loaded once.
+"""Does this input follow the schema? Here are the schema, its aliases and the presets.
 
-``schemas/request.schema.json`` is the truth about single fields, aliases included. ``check`` adds
-what a schema can't say: values that pass JSON Schema and break what comes after it. Errors name the
-JSON pointer and the rule, and never repeat a value: it could be a secret.
-Not covered: rules across fields, and what the fields mean together (request).
+``schemas/request.schema.json`` is the truth about single fields and their aliases. ``check`` adds
+what a schema can't express: it refuses values that pass JSON Schema and break later code. Errors
+name the JSON pointer and the rule. They never repeat a value: it could be a secret.
+Not covered: rules across fields, and what the fields mean together (parse).
 """
 
 import difflib
@@ -52,15 +52,15 @@ NEEDED_OF_PRESETS: Final[Mapping[str, Any]] = {
         },
     },
 }
-"""What the code reads of the two files, beside what makes them valid."""
+"""The parts of the two files that the code reads. A valid JSON Schema could lack them."""
 
 MAX_DEPTH: Final = 8
 MAX_VALUES: Final = 2_000
 MAX_PROBLEMS: Final = 5
 
-# C0 and C1 controls but for tab, newline and carriage return, and lone surrogates.
+# C0 and C1 controls except tab, newline and carriage return; and lone surrogates.
 _BAD_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-# In names also line breaks: names are written to the log.
+# Names can't have line breaks either: names are written to the log.
 _BAD_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -70,7 +70,7 @@ class Contract:
 
     validator: Draft202012Validator
     fields: tuple[str, ...]
-    """Names that a request may use, aliases included."""
+    """Names that a request may use, with the aliases."""
     aliases: Mapping[str, str]
     """Alias to canonical name."""
     presets: Mapping[str, Any]
@@ -86,10 +86,10 @@ def load(folder: Path = SCHEMAS_DIR) -> Contract:
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        raise _unusable(SCHEMA, _said(error)) from None
-    _hold(schema, NEEDED_OF_SCHEMA, SCHEMA)
+        raise _unusable(SCHEMA, _library_message(error)) from None
+    _validated(schema, NEEDED_OF_SCHEMA, SCHEMA)
     validator, fields = Draft202012Validator(schema), schema["properties"]
-    presets = _extended(_hold(_read(folder, PRESETS), NEEDED_OF_PRESETS, PRESETS))
+    presets = _extended(_validated(_read(folder, PRESETS), NEEDED_OF_PRESETS, PRESETS))
     _check_presets(presets, validator, fields["job_type"]["enum"], fields["profile"]["enum"])
     aliases = {name: f["x-alias-of"] for name, f in fields.items() if "x-alias-of" in f}
     return Contract(validator, tuple(fields), aliases, presets)
@@ -116,21 +116,21 @@ def _unusable(name: str, why: str) -> ConfigInvalid:
     )
 
 
-def _hold(value: Any, needed: Mapping[str, Any], name: str) -> Any:
-    """The same value, if it has the parts that the code reads."""
+def _validated(value: Any, needed: Mapping[str, Any], name: str) -> Any:
+    """Return the value if it has the parts that the code reads; else raise ConfigInvalid."""
     for error in Draft202012Validator(needed).iter_errors(value):
-        raise _unusable(name, _said(error))
+        raise _unusable(name, _library_message(error))
     return value
 
 
-def _said(error: SchemaError | ValidationError) -> str:
-    """The library's words: of a file of the repository they may quote anything."""
+def _library_message(error: SchemaError | ValidationError) -> str:
+    """The library's own words. They may quote a file of the repository, unlike a request."""
     pointer = "".join(f"/{part}" for part in error.absolute_path)
     return (f"at {pointer}, " if pointer else "") + error.message[:200]
 
 
 def _extended(presets: dict[str, Any]) -> dict[str, Any]:
-    """Presets in full: one that ``extends`` another has its values, and its own beside them."""
+    """Presets in full: a preset that ``extends`` another gets its values, and adds its own."""
     full = {}
     for name, preset in presets.items():
         base, own = preset, {key: value for key, value in preset.items() if key != "extends"}
@@ -157,11 +157,11 @@ def _check_presets(
     job_types: list[str],
     profiles: list[str],
 ) -> None:
-    """Raise ConfigInvalid unless every preset is there and holds values that a request could."""
-    _agree("it", "job types", list(presets), job_types)
+    """Raise ConfigInvalid unless every preset is there and its values could be a request's."""
+    _check_names("it", "job types", list(presets), job_types)
     for name, preset in presets.items():
         if "profiles" in preset:
-            _agree(name, "profiles", list(preset["profiles"]), profiles)
+            _check_names(name, "profiles", list(preset["profiles"]), profiles)
         for values in preset.get("profiles", {"": preset.get("values")}).values():
             for error in validator.iter_errors({"mode": preset["mode"], **values}):
                 pointer, rule = next(_describe(error))
@@ -169,24 +169,24 @@ def _check_presets(
                 raise _unusable(PRESETS, f"{name} breaks the rules of requests: {field}: {rule}")
 
 
-def _agree(who: str, what: str, here: list[str], in_schema: list[str]) -> None:
-    if here != in_schema:
-        why = f"{who} has the {what} {', '.join(here)}, and {SCHEMA} {', '.join(in_schema)}"
+def _check_names(owner: str, kind: str, names: list[str], in_schema: list[str]) -> None:
+    if names != in_schema:
+        why = f"{owner} has the {kind} {', '.join(names)}, and {SCHEMA} {', '.join(in_schema)}"
         raise _unusable(PRESETS, why)
 
 
 def check(given: dict[str, Any], contract: Contract) -> None:
-    """Hold an input against the schema.
+    """Check an input against the schema.
 
     Raises:
-        InvalidRequest: naming up to five fields that break a rule.
+        InvalidRequest: it names up to five fields that break a rule.
     """
     _check_values(given)
     _check_schema(given, contract)
 
 
 def _check_values(given: dict[str, Any]) -> None:
-    """Refuse what passes JSON Schema but breaks what comes after it.
+    """Refuse values that pass JSON Schema but break later code.
 
     NaN passes minimum and maximum, infinity crashes integer checks, a lone surrogate can't be
     encoded into the answer, and deep nesting exhausts the stack of recursive code.
@@ -234,7 +234,7 @@ def _check_schema(given: dict[str, Any], contract: Contract) -> None:
 
 
 def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
-    """JSON pointer and rule for one schema error, in our words: the library's quote the value."""
+    """JSON pointer and rule of a schema error, in our words: the library's quote the value."""
     pointer = "/input" + "".join(f"/{_escape(str(part))}" for part in error.absolute_path)
     rule: Any = error.validator_value
     instance: Any = error.instance
@@ -279,5 +279,5 @@ def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
 
 
 def _escape(part: str) -> str:
-    """One reference token of a JSON pointer (RFC 6901), of a length that fits into an answer."""
+    """One reference token of a JSON pointer (RFC 6901), short enough for an answer."""
     return part[:80].replace("~", "~0").replace("/", "~1")

@@ -85,7 +85,7 @@ def taken() -> dict[int | str, dict[str, Any]]:
     return {202: {"model": Submitted, "description": "The job waits", "links": links}}
 
 
-def told(report: str, *path: str) -> dict[int | str, dict[str, Any]]:
+def report_answer(report: str, *path: str) -> dict[int | str, dict[str, Any]]:
     """For ``responses``: the answer of ``mode: info`` with this report, or a part of it."""
     schema = {"$ref": "/".join([_reference(_report(report))["$ref"], *path])}
     return {200: {"description": "OK"} | _holding(schema)}

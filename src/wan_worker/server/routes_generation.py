@@ -30,13 +30,13 @@ from wan_worker.server.error_answers import (
     pointed_text,
     unreadable,
 )
-from wan_worker.server.openapi import ENHANCED, REQUEST, body_of, taken, told
+from wan_worker.server.openapi import ENHANCED, REQUEST, body_of, report_answer, taken
 from wan_worker.server.shared import AnsweredError, Parts
 from wan_worker.settings import Settings
 
 BASE: Final = "/api/v1/generation"
 
-FORESEE_SECONDS: Final = 5.0
+PLANNING_TIMEOUT_SECONDS: Final = 5.0
 """Time for the engine to plan a request; if that takes longer, the job is accepted unplanned."""
 
 SHORT_CHARACTERS: Final = 1024
@@ -92,7 +92,7 @@ def router(parts: Parts) -> APIRouter:
         "/plan",
         openapi_extra=body_of(REQUEST),
         response_model=None,
-        responses={**told("plan"), **refusals(409, 422, 503, 507)},
+        responses={**report_answer("plan"), **refusals(409, 422, 503, 507)},
     )
     async def plan(request: Request) -> JSONResponse:
         """What would be done for a request, why, and how long it would take; nothing is made."""
@@ -201,7 +201,7 @@ async def _check_plan(given: dict[str, Any], parts: Parts) -> None:
         AnsweredError: the error with which the job would fail.
     """
     try:
-        async with asyncio.timeout(FORESEE_SECONDS):
+        async with asyncio.timeout(PLANNING_TIMEOUT_SECONDS):
             await parts.ask("plan", request=_without_pictures(given, parts))
     except (Refusal, TimeoutError):
         return

@@ -77,7 +77,7 @@ async def messages(task_id: str, parts: Parts) -> AsyncGenerator[Message, None]:
     """All messages about a job; ``ended`` is the last."""
     entry = entry_of(task_id, parts)  # still current below: nothing is awaited until ``follow``
     if entry.status == "queued":
-        parts.dispatcher.tell_position(entry)
+        parts.dispatcher.publish_position(entry)
     if not entry.ended:
         async with aclosing(parts.watchers.follow(task_id)) as following:
             async for message in following:

@@ -16,7 +16,7 @@ from wan_worker.server.access import admin_only
 from wan_worker.server.bodies import Download as DownloadBody
 from wan_worker.server.bodies import Downloads, ModelName, Verified, refusals
 from wan_worker.server.error_answers import Refusal
-from wan_worker.server.openapi import told
+from wan_worker.server.openapi import report_answer
 from wan_worker.server.shared import ModelType, Parts, model_id
 from wan_worker.weights import store
 
@@ -27,7 +27,7 @@ def router(parts: Parts) -> APIRouter:
     routes = APIRouter(prefix="/api/v1/models", tags=["models"])
     verifying = asyncio.Lock()
 
-    @routes.get("/status", response_model=None, responses=told("models") | refusals(503))
+    @routes.get("/status", response_model=None, responses=report_answer("models") | refusals(503))
     async def status() -> dict[str, Any]:
         """Every model: installed or not, and what it takes."""
         return await parts.ask("models")
@@ -35,13 +35,13 @@ def router(parts: Parts) -> APIRouter:
     @routes.get(
         "/status/{model_type}",
         response_model=None,
-        responses=told("models", "properties", "models", "items") | refusals(404, 503),
+        responses=report_answer("models", "properties", "models", "items") | refusals(404, 503),
     )
     async def status_of(model_type: ModelType) -> dict[str, Any]:
         """One model: installed or not, and what it takes."""
         return await parts.model(model_type)
 
-    @routes.get("/health", response_model=None, responses=told("health") | refusals(503))
+    @routes.get("/health", response_model=None, responses=report_answer("health") | refusals(503))
     async def health() -> dict[str, Any]:
         """The machine, and the weights on it."""
         return await parts.ask("health")

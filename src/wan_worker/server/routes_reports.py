@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query
 
 from wan_worker.server.alerts import Alert, Now, alerts
 from wan_worker.server.bodies import Alerts, ModelHealth, Overview, PerformanceStatus, refusals
-from wan_worker.server.openapi import told
+from wan_worker.server.openapi import report_answer
 from wan_worker.server.shared import ModelType, Parts, model_id
 
 PICTURE = "data:,"
@@ -40,7 +40,7 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         "/wan-models/capabilities/{model_type}",
         tags=["wan-models"],
         response_model=None,
-        responses=told("capabilities") | refusals(404, 503),
+        responses=report_answer("capabilities") | refusals(404, 503),
     )
     async def capabilities(model_type: ModelType) -> dict[str, Any]:
         """What a model takes and makes, and what it is best at."""
@@ -60,20 +60,21 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         "/wan-models/performance/{model_type}",
         tags=["wan-models"],
         response_model=None,
-        responses=told("performance", "properties", "models", "items") | refusals(404, 503),
+        responses=report_answer("performance", "properties", "models", "items")
+        | refusals(404, 503),
     )
     async def performance(model_type: ModelType) -> dict[str, Any]:
         """How fast a model has been here, stage by stage; without jobs, that it had none."""
         wanted = model_id(model_type)
-        told = await parts.ask("performance")
+        report = await parts.ask("performance")
         none = {"model": wanted, "jobs": 0, "peak_gb": None, "stages": []}
-        return next((each for each in told["models"] if each["model"] == wanted), none)
+        return next((each for each in report["models"] if each["model"] == wanted), none)
 
     @routes.get(
         "/wan-models/compare/{model_a}/{model_b}",
         tags=["wan-models"],
         response_model=None,
-        responses=told("compare") | refusals(404, 422, 503),
+        responses=report_answer("compare") | refusals(404, 422, 503),
     )
     async def compare(model_a: ModelType, model_b: ModelType) -> dict[str, Any]:
         """Two models side by side, and the same job on both."""
@@ -83,7 +84,7 @@ def _wan_models(routes: APIRouter, parts: Parts) -> None:
         "/wan-models/recommend",
         tags=["wan-models"],
         response_model=None,
-        responses=told("recommend") | refusals(422, 503),
+        responses=report_answer("recommend") | refusals(422, 503),
     )
     async def recommend(
         mode: Literal["image", "video"] = "video",
@@ -139,7 +140,7 @@ def _performance(routes: APIRouter, parts: Parts) -> None:
         "/performance/metrics",
         tags=["performance"],
         response_model=None,
-        responses=told("performance") | refusals(503),
+        responses=report_answer("performance") | refusals(503),
     )
     async def metrics() -> dict[str, Any]:
         """How fast this worker has been, what it took, and what failed."""
