@@ -1,4 +1,4 @@
-"""Does this input follow the schema? Here are the schema, its aliases and the presets.
+"""Does this input follow the schema? It also loads the schema, its aliases and the presets.
 
 ``schemas/request.schema.json`` is the truth about single fields and their aliases. ``check`` adds
 what a schema can't express: it refuses values that pass JSON Schema and break later code. Errors
@@ -52,7 +52,7 @@ NEEDED_OF_PRESETS: Final[Mapping[str, Any]] = {
         },
     },
 }
-"""The parts of the two files that the code reads. A valid JSON Schema could lack them."""
+"""The parts of the two files that the code reads. Valid files could lack them."""
 
 MAX_DEPTH: Final = 8
 MAX_VALUES: Final = 2_000
