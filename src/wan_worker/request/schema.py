@@ -268,10 +268,6 @@ def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
             yield pointer, f"Must have at least {rule} character(s)"
         case "maxLength":
             yield pointer, f"Must have at most {rule} characters"
-        case "minItems":
-            yield pointer, f"Must have at least {rule} item(s)"
-        case "maxItems":
-            yield pointer, f"Must have at most {rule} items"
         case "pattern":
             yield pointer, "Must look like 832x480"
         case other:
