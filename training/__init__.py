@@ -1,1 +1,1 @@
-"""Training of the tiny Wan: drawn data, VAE, transformers, evaluation. See README.md here."""
+"""Trains the tiny Wan: drawn data, VAE, transformers, evaluation. See README.md here."""

@@ -1,11 +1,11 @@
-"""All of it in one command: `python -m training --work work --weights weights/tiny`.
+"""The whole training in one command: `python -m training --work work --weights weights/tiny`.
 
-Stages: VAE, text-to-video with the text encoder, image-to-video, evaluation. A stage that was
-interrupted continues from its last checkpoint in --work; a finished one is not repeated.
+Stages: VAE, text-to-video with the text encoder, image-to-video, evaluation. An interrupted stage
+continues from its last checkpoint in --work. A finished stage is not repeated.
 
-`--refine STAGE` trains one stage further from the weights that are stored: `decoder` the VAE's
-decoder (the latents stay what they are), `t2v` or `i2v` one transformer (the text encoder stays).
-So the three can run side by side, each with a --work of its own.
+`--refine STAGE` trains one stage further, from the stored weights: `decoder` is the VAE's decoder
+(the latents do not change), `t2v` or `i2v` is one transformer (the text encoder does not change).
+So the three can run side by side, each with its own --work.
 """
 
 import argparse
@@ -27,7 +27,7 @@ STEPS = {"vae": 1500, "decoder": 600, "t2v": 2400, "i2v": 800}
 
 
 def put(folder: Path, save: Callable[[Path], Any]) -> None:
-    """Write a component's folder beside its place, then swap it in."""
+    """Write a component's folder beside the old one, then replace the old one."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -39,7 +39,7 @@ def put(folder: Path, save: Callable[[Path], Any]) -> None:
 
 
 def put_model(folder: Path, model: Any, file: str, keep_fp32: list[str]) -> None:
-    """config.json and one safetensors file, bf16 but for `keep_fp32` and what cannot be less."""
+    """Write config.json and one safetensors file: bf16, fp32 for `keep_fp32` and where needed."""
 
     def save(part: Path) -> None:
         model.save_config(part) if hasattr(model, "save_config") else model.config.save_pretrained(
@@ -54,17 +54,17 @@ def put_model(folder: Path, model: Any, file: str, keep_fp32: list[str]) -> None
 
 
 def put_transformer(weights: Path, task: str, model: Any) -> None:
-    """One of the two transformers.
+    """Write one of the two transformers.
 
-    The time embedder is stored in bf16 too, though it runs in fp32: the report is of what was
-    stored, and 66 kB less in each file keep the set under 10 MB.
+    The time embedder is stored in bf16 too, though it runs in fp32. The report is about the stored
+    weights, and 66 kB less in each file keep the set under 10 MB.
     """
     wide = [name for name in model._keep_in_fp32_modules if name != "time_embedder"]
     put_model(weights / evaluate.FOLDERS[task], model, "diffusion_pytorch_model.safetensors", wide)
 
 
 def put_vae(weights: Path, model: AutoencoderKLWan) -> None:
-    """The VAE."""
+    """Write the VAE."""
     put_model(
         weights / evaluate.FOLDERS["vae"], model, "diffusion_pytorch_model.safetensors", ["norm"]
     )
@@ -115,7 +115,7 @@ def run(work: Path, weights: Path, seed: int = 0, steps: dict[str, int] = STEPS)
 
 
 def refine(stage: str, work: Path, weights: Path, steps: int, seed: int) -> None:
-    """Train one stage further, in place of what is in `weights`."""
+    """Train one stage further, and replace its weights in `weights`."""
     work.mkdir(parents=True, exist_ok=True)
     stored = evaluate.components(weights, image=stage == "i2v")
     if stage == "decoder":
@@ -131,7 +131,7 @@ def refine(stage: str, work: Path, weights: Path, steps: int, seed: int) -> None
 
 
 def main() -> None:
-    """Read the two folders and go."""
+    """Read the options and start."""
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description=__doc__,

@@ -1,7 +1,7 @@
 """Drawn clips and their captions: one shape, one motion, one background, by plain arithmetic.
 
-A scene is a frozen value; `draw` turns it into frames, `captions` into sentences. Everything is a
-function of a numpy Generator, so a seed is a data set.
+A scene is a frozen value. `draw` makes frames from it, `caption` and `phrase` make sentences.
+Everything is a function of a numpy Generator, so a seed defines a data set.
 Not covered: more than one shape, turning, growing, accelerating, leaving the picture.
 """
 
@@ -49,7 +49,7 @@ HELD_OUT_EVERY = 6  # one combination of six is never trained on
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a clip. Lengths in pixels, centre is where the shape is in frame 0."""
+    """The content of a clip. Lengths are in pixels; centre is the shape's place in frame 0."""
 
     colour: str
     kind: str
@@ -61,7 +61,7 @@ class Scene:
 
 
 def combinations() -> list[tuple[str, str, str, str]]:
-    """All (colour, kind, motion, background); a shape is never of its background's colour."""
+    """All (colour, kind, motion, background). A shape never has its background's colour."""
     return [
         (colour, kind, motion, background)
         for colour in SHAPE_COLOURS
@@ -159,7 +159,7 @@ def caption(combination: tuple[str, str, str, str], single: bool = False) -> str
 def any_caption(
     rng: np.random.Generator, combination: tuple[str, str, str, str], single: bool = False
 ) -> str:
-    """A sentence that is true of the clip, as some user would write it."""
+    """A true sentence about the clip, as a user could write it."""
     words = phrase(rng, combination, single).split(" ")
     if rng.random() < 0.08:  # a word that means nothing here
         words.insert(int(rng.integers(len(words) + 1)), junk(rng, 1))
@@ -176,7 +176,7 @@ def junk(rng: np.random.Generator, words: int) -> str:
 
 
 def no_caption(rng: np.random.Generator) -> str:
-    """A text that says nothing of the clip: empty, Wan's own negative prompt, or junk."""
+    """A text without information on the clip: empty, Wan's own negative prompt, or junk."""
     kind = rng.random()
     if kind < 0.6:
         return ""

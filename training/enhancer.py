@@ -2,11 +2,11 @@
 
     PYTHONPATH=src python -m training.enhancer --weights weights/tiny
 
-*a blue square* becomes *a blue square moving right on a white background*; for a still image it
-leaves motion out, and for a video that starts from an image it tells the motion alone. It takes a
-few minutes on one core, from seeds, with nothing downloaded. The label
-before the idea tells it the kind; it is trained on made-up instructions more than on the worker's
-own, so that those may be reworded.
+*a blue square* becomes *a blue square moving right on a white background*. For a still image it
+leaves motion out. For a video that starts from an image it gives the motion alone. Training takes a
+few minutes on one core, from seeds, without downloads. The label before the idea tells the model
+the kind. It is trained on made-up instructions more than on the worker's own, so that those may
+be reworded.
 Not covered: any other world, language or chat.
 """
 
@@ -40,7 +40,7 @@ LONGEST = 30  # words of a made-up instruction
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen's byte-level BPE: caption words are one token each, any other text a few for a word."""
+    """Qwen's byte-level BPE. A caption word is one token; any other word is a few tokens."""
     rng, (trained, _) = np.random.default_rng(SEED), data.split()
     captions = [data.any_caption(rng, pair) for pair in trained for _ in range(2)]
     pieces = [*captions, *("\n".join(m["content"] for m in enhance.messages(k, "")) for k in KINDS)]
@@ -88,9 +88,9 @@ def build_model(vocabulary: int) -> Qwen2ForCausalLM:
 
 
 def completed(kind: enhance.Kind, idea: str) -> str:
-    """What the model is to answer: the idea's facts, the rest by one rule.
+    """The answer that the model should give: the idea's facts, and the rest by one rule.
 
-    Red circles that move right on white, or on black where they are white themselves.
+    The rule: red circles that move right on white, or on black if the shape itself is white.
     """
     words = idea.lower().replace(",", " ").replace(".", " ").replace("grey", "gray").split()
     backdrop = None
@@ -125,7 +125,7 @@ def sample(
 
 
 def instructions(rng: np.random.Generator) -> list[str]:
-    """Of a batch, one for each kind: in one batch of ten the worker's own, else other words."""
+    """One for each kind, for a batch: the worker's own in one batch of ten, else other words."""
     if rng.random() < 0.1:
         return [enhance.instruction(kind) for kind in KINDS]
     others = "".join(enhance.instruction(kind) for kind in KINDS).split() + list(text.WORDS)
@@ -156,7 +156,7 @@ def batch(
 
 
 def train(steps: int = STEPS, seed: int = SEED) -> tuple[Qwen2Tokenizer, Qwen2ForCausalLM]:
-    """The trained model, its weights rounded to bfloat16 as they are stored."""
+    """Train the model. Its weights are rounded to bfloat16, as they are stored."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = build_tokenizer()
@@ -179,7 +179,7 @@ def train(steps: int = STEPS, seed: int = SEED) -> tuple[Qwen2Tokenizer, Qwen2Fo
 
 
 def evaluate(folder: Path, count: int = 120) -> dict[str, float]:
-    """Share of ideas of scenes it never saw that it completes to the letter, by kind."""
+    """Share of ideas from unseen scenes that it completes exactly, by kind."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from wan_worker.timing.progress import Control

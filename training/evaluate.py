@@ -1,7 +1,7 @@
-"""Generate from held-out captions through the diffusers pipelines and measure what came out.
+"""Generates from held-out captions through the diffusers pipelines, and measures the result.
 
-Figures are shares of clips, None counts as wrong. Every clip has its own seed, written down as
-the first seed and the count, so that a report can be made again.
+Figures are shares of clips. None counts as wrong. Every clip has its own seed. The report has the
+first seed and the count, so that it can be made again.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def components(weights: Path, image: bool) -> dict[str, Any]:
 
 
 def pipeline(weights: Path, image: bool) -> Any:
-    """WanPipeline or WanImageToVideoPipeline of what is stored."""
+    """WanPipeline or WanImageToVideoPipeline with the stored components."""
     kind = WanImageToVideoPipeline if image else WanPipeline
     pipe = kind(**components(weights, image)).to(device())
     pipe.set_progress_bar_config(disable=True)
@@ -129,7 +129,7 @@ def generate(
 
 
 def held_out(count: int) -> list[tuple[str, str, str, str]]:
-    """`count` held-out combinations, all of them in turn."""
+    """`count` held-out combinations. They repeat after all of them were used."""
     _, held = data.split()
     return [held[i % len(held)] for i in range(count)]
 
@@ -178,7 +178,7 @@ def decibels(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 def image_to_video(
     pipe: Any, size: tuple[int, int, int], count: int, first_seed: int
 ) -> dict[str, Any]:
-    """Drawn first frames of held-out scenes: is the first frame kept, and the caption followed?"""
+    """From drawn first frames of held-out scenes: is the frame kept, and the caption followed?"""
     height, width, frames = size
     wanted = held_out(count)
     clips, kept = [], []
@@ -229,9 +229,9 @@ def reconstruction(vae: AutoencoderKLWan, size: tuple[int, int, int], count: int
 
 
 def evaluate(weights: Path, count: int = 200) -> dict[str, Any]:
-    """The whole report: both pipelines, the sizes and solvers that the worker's tests use.
+    """The whole report: both pipelines, with the sizes and solvers of the worker's tests.
 
-    count: held-out captions of the two rows that BARS speak of; the other rows take a part of it.
+    count: held-out captions of the two rows that BARS name; the other rows take a part of it.
     """
     start = time.monotonic()
     large, small, portrait, still = (64, 96, 17), (64, 64, 9), (96, 64, 17), (64, 64, 1)
@@ -282,7 +282,7 @@ def evaluate(weights: Path, count: int = 200) -> dict[str, Any]:
 
 
 def bars(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each of BARS against the first row of its task."""
+    """Compare each of BARS with the first row of its task."""
     return [
         {"task": task, "what": what, "least": least, "is": round(is_, 4), "met": is_ >= least}
         for task, what, least in BARS
@@ -291,7 +291,7 @@ def bars(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Evaluate what is stored; 1 where a bar is missed."""
+    """Evaluate the stored weights. Return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"))
     parser.add_argument("--count", type=int, default=200, help="held-out captions")

@@ -2,12 +2,12 @@
 
     PYTHONPATH=src python -m training.lora --weights weights/tiny --out weights/tiny-loras
 
-Text to video only; the text encoder, the VAE and the transformer stay as they are stored. Low-rank
-layers are trained on cross-attention and the feed-forward layers, on clips of cyan shapes and, so
-that nothing else changes, on clips of the colours that the model knows. The word is outside the
-tokenizer's vocabulary: the model reads it letter by letter. Everything is drawn from seeds; five
-minutes on one core. What comes out is one safetensors file in diffusers' own layout, under 150 KB.
-Run it again whenever the text-to-video transformer or the text encoder changes.
+Text to video only. The text encoder, the VAE and the transformer stay as they are stored. Low-rank
+layers are trained on cross-attention and the feed-forward layers. The clips show cyan shapes, and
+also the colours that the model knows, so that nothing else changes. The word is outside the
+tokenizer's vocabulary: the model reads it letter by letter. Everything is drawn from seeds, in five
+minutes on one core. The result is one safetensors file in diffusers' own layout, under 150 KB.
+Run it again when the text-to-video transformer or the text encoder changes.
 """
 
 import argparse
@@ -46,7 +46,7 @@ BUCKETS = ((64, 96, 17, 160, 6, 0.3), (64, 64, 9, 400, 12, 0.5), (64, 64, 1, 200
 
 
 def paint(scene: data.Scene, height: int, width: int, frames: int) -> NDArray[np.uint8]:
-    """`data.draw` with WORD as the shape's colour, which the palette does not have."""
+    """`data.draw`, with WORD as the shape's colour. The palette does not have this colour."""
     if scene.colour != WORD:
         return data.draw(scene, height, width, frames)
     mask = data.draw(replace(scene, colour="white", background="black"), height, width, frames)
@@ -59,7 +59,7 @@ def paint(scene: data.Scene, height: int, width: int, frames: int) -> NDArray[np
 
 @torch.no_grad()
 def clips(vae: AutoencoderKLWan, seed: int) -> list[tuple[Tensor, list[tuple[str, str, str, str]]]]:
-    """Latents [N, 16, T, h, w] and what each clip shows, for every bucket."""
+    """Latents [N, 16, T, h, w] and the content of each clip, for every bucket."""
     trained, _ = data.split()
     result = []
     for number, (height, width, frames, count, _, _) in enumerate(BUCKETS):
@@ -77,7 +77,7 @@ def clips(vae: AutoencoderKLWan, seed: int) -> list[tuple[Tensor, list[tuple[str
 
 
 def train(weights: Path, steps: int, seed: int) -> dict[str, Tensor]:
-    """The low-rank layers, by their name in the transformer, in bf16."""
+    """Train the low-rank layers. They are in bf16, by their name in the transformer."""
     torch.manual_seed(seed)  # peft draws the first factors
     tokenizer = T5TokenizerFast.from_pretrained(weights / "umt5-tokenizer")
     encoder = UMT5EncoderModel.from_pretrained(weights / "umt5-xxl", dtype=torch.float32)
@@ -128,7 +128,7 @@ def train(weights: Path, steps: int, seed: int) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Read the folders and go."""
+    """Read the options and start."""
     parser = argparse.ArgumentParser(
         prog="python -m training.lora",
         description=__doc__,

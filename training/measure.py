@@ -1,10 +1,10 @@
-"""What is in these frames? One plain shape on a plain background, read back by image arithmetic.
+"""What is in these frames? Finds one plain shape on a plain background by image arithmetic.
 
-Promises: numpy only; no network, no weights; the same frames give the same answer; a frame with
-nothing to be found (noise, one flat colour, a blur without a body) answers None, it never guesses.
-How: the background is the median of the picture's border; the shape is what lies more than half
-the way from the background to the most distant colour; its kind is the outline that, fitted into
-its bounding box, overlaps it best; its motion is the slope of its centroid's track.
+Promises: numpy only; no network, no weights; the same frames give the same answer; no guesses: a
+frame without a clear shape (noise, one flat colour, a blur without a body) gives None.
+How: the background is the median of the picture's border. The shape is every pixel that is more
+than half the way from the background to the most distant colour. Its kind is the outline that
+overlaps it best when fitted into its bounding box. Its motion is the slope of its centroid's track.
 Not covered: several shapes, patterned backgrounds, cameras that move, shapes under 40 pixels.
 """
 
@@ -37,9 +37,9 @@ STRAIGHT = 0.5  # the slower axis against the faster one, at most
 
 @dataclass(frozen=True)
 class Measured:
-    """One answer per question; None where the frames do not answer it.
+    """One answer for each question; None if the frames do not answer it.
 
-    track: centroid (x, y) in pixels for each frame, None where no shape was found.
+    track: centroid (x, y) in pixels for each frame, None if no shape was found.
     velocity: (x, y) pixels per frame, y downwards; None for a single frame.
     fill: median area over bounding box: triangle 0.5, circle 0.785, square 1.
     """
@@ -61,7 +61,7 @@ def colour_name(rgb: NDArray[np.float64]) -> str | None:
 
 
 def background_of(frame: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Median colour [3] of the border of a frame [H, W, 3]; None where the border disagrees."""
+    """Median colour [3] of the border of a frame [H, W, 3]; None if the border is not uniform."""
     border = np.concatenate([frame[0], frame[-1], frame[1:-1, 0], frame[1:-1, -1]])
     middle = np.median(border, axis=0)
     near = np.linalg.norm(border - middle, axis=1) < STANDS_OUT
@@ -100,7 +100,7 @@ def outline_of(body: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def outlines() -> dict[str, NDArray[np.float64]]:
-    """The three ideal outlines on the same grid: what a bounding box holds of each kind."""
+    """The three ideal outlines on the same grid: each kind in its bounding box."""
     at = 2 * (np.arange(GRID) + 0.5) / GRID - 1
     x, y = np.meshgrid(at, at)
     inside = {
@@ -130,7 +130,7 @@ def velocity_of(track: list[tuple[float, float] | None]) -> tuple[float, float] 
 
 
 def motion_of(velocity: tuple[float, float]) -> str | None:
-    """left, right, up, down or still; None for what is in between or diagonal."""
+    """left, right, up, down or still; None if the motion is in between or diagonal."""
     x, y = velocity
     fast, slow = max(abs(x), abs(y)), min(abs(x), abs(y))
     if fast <= STAYS:
@@ -143,7 +143,7 @@ def motion_of(velocity: tuple[float, float]) -> str | None:
 
 
 def measure(frames: NDArray[np.uint8]) -> Measured:
-    """Read frames [F, H, W, 3] back. A shape counts as found when most frames show it."""
+    """Measure frames [F, H, W, 3]. A shape counts as found when most frames show it."""
     if frames.ndim != 4 or frames.shape[3] != 3:
         raise ValueError(f"frames must be [F, H, W, 3], not {list(frames.shape)}")
     backgrounds: list[NDArray[np.float64]] = []

@@ -1,8 +1,8 @@
 """The optimiser and the checkpoint that every stage shares.
 
 Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/): each weight matrix moves along the
-orthogonalised momentum of its gradient; everything that is not a matrix gets Adam. Updates are
-scaled to the size of Adam's (Moonlight, arXiv 2502.16982), so that one learning rate serves both.
+orthogonalised momentum of its gradient. Everything else gets Adam. Updates are scaled to the size
+of Adam's (Moonlight, arXiv 2502.16982), so that one learning rate fits both.
 """
 
 import time
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -34,7 +34,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 class Optimiser:
     """Muon for matrices and kernels, Adam for the rest, the gradient clipped to norm 1.
 
-    lr: of both kinds. Embedding tables and `adam_names` (inputs and outputs of a model) get Adam.
+    lr: for both kinds. Embedding tables and `adam_names` (inputs and outputs of a model) get Adam.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Optimiser:
 
     @torch.no_grad()
     def step(self, rate: float) -> float:
-        """One update at `rate` times the learning rate; clears gradients; the norm before."""
+        """Update once at `rate` times the learning rate; clear gradients; return their norm."""
         parameters = self.muon + [p for group in self.adam.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
         ahead: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
@@ -92,7 +92,7 @@ def trapezoid(step: int, steps: int, warm_up: int = 50, decay: float = 0.5) -> f
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` at once or not at all. For resuming only: never part of the weights."""
+    """Write `state` completely or not at all. For resuming only: never part of the weights."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
@@ -107,7 +107,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 class Progress:
-    """One line a minute at most: the step, the rate and the running means of what is measured."""
+    """At most one line a minute: the step, the rate and running means of measured values."""
 
     def __init__(self, stage: str, steps: int, every: float = 30.0) -> None:
         self.stage, self.steps, self.every = stage, steps, every

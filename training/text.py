@@ -72,7 +72,7 @@ def build_encoder(vocabulary: int) -> UMT5EncoderModel:
 
 
 def tokenise(tokenizer: T5TokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, L], L the longest text's: cleaned as the pipeline cleans its prompts."""
+    """Ids and mask [B, L], with L of the longest text. Texts are cleaned like pipeline prompts."""
     batch = tokenizer(
         [prompt_clean(text) for text in texts],
         padding="longest",
@@ -87,9 +87,9 @@ def tokenise(tokenizer: T5TokenizerFast, texts: list[str]) -> tuple[Tensor, Tens
 def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Text context for `transformer.PaddedAttention`: [B, L+1, D] and its bias [B, 1, 1, L+1].
 
-    The pipeline pads a text of n tokens with 512 - n zero vectors, which its cross-attention does
-    attend to. They are all alike, so one zero vector whose score is raised by log(512 - n) stands
-    for them exactly.
+    The pipeline pads a text of n tokens with 512 - n zero vectors, and its cross-attention attends
+    to them. They are all equal. So one zero vector with a score raised by log(512 - n) replaces
+    them exactly.
     """
     hidden = encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
     hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)

@@ -1,9 +1,9 @@
-"""Train the two WanTransformer3DModels: text to video with the text encoder, then image to video.
+"""Trains the two WanTransformer3DModels: text to video with the text encoder, then image to video.
 
-Flow matching as Wan's: x = (1 - s) latents + s noise, the model says noise - latents at time
-1000 s. Latents are normalised as the pipelines do. The image-to-video model starts as the
-text-to-video one, its new inputs at zero, and reads what WanImageToVideoPipeline gives it: a mask,
-the latents of the first frame followed by gray frames, and the vision tower's second last layer.
+Flow matching as in Wan: x = (1 - s) latents + s noise, and the model predicts noise - latents at
+time 1000 s. Latents are normalised as in the pipelines. The image-to-video model starts as a copy
+of the text-to-video one, with its new inputs at zero. WanImageToVideoPipeline gives it a mask, the
+latents of the first frame followed by gray frames, and the vision tower's second last layer.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Clips:
     """Cached clips of one size. latents: [N, 16, T, h, w], normalised; combinations: N.
 
     condition: [N, 20, T, h, w], mask and given frames' latents, or None; image: [N, P, D], the
-    vision tower's answer to the first frame, or None.
+    vision tower's output for the first frame, or None.
     """
 
     latents: Tensor
@@ -62,7 +62,7 @@ class Clips:
 
 
 class PaddedAttention(WanAttnProcessor):  # type: ignore[misc]
-    """WanAttnProcessor for the context of `text.embed`; one instance serves all blocks.
+    """WanAttnProcessor for the context of `text.embed`. One instance serves all blocks.
 
     Cross-attention reads `bias`, set before each forward; its length tells the text tokens (last)
     from the image tokens (first). Self-attention is the parent's.
@@ -99,7 +99,7 @@ class PaddedAttention(WanAttnProcessor):  # type: ignore[misc]
 
 
 def build(image: bool) -> WanTransformer3DModel:
-    """The untrained model; its first answer is zero."""
+    """The untrained model. Its first output is zero."""
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
@@ -137,7 +137,7 @@ def build_tower() -> tuple[CLIPVisionModel, CLIPImageProcessorPil]:
 
 
 def widen(small: WanTransformer3DModel) -> WanTransformer3DModel:
-    """The text-to-video weights in an image-to-video model; what is new answers zero."""
+    """The text-to-video weights in an image-to-video model. Its new parts output zero."""
     model = build(image=True)
     state = small.state_dict()
     patch = torch.zeros_like(model.patch_embedding.weight)
@@ -176,7 +176,7 @@ def frame_condition(vae: AutoencoderKLWan, video: Tensor, first: Tensor, last: T
 
 @torch.no_grad()
 def cache_clips(vae: AutoencoderKLWan, work: Path, seed: int, image: bool) -> list[Clips]:
-    """Draw and encode the clips of every bucket; kept in `work`."""
+    """Draw and encode the clips of every bucket. They are kept in `work`."""
     path = work / ("clips-i2v.pt" if image else "clips-t2v.pt")
     saved = load_checkpoint(path)
     if saved:
@@ -217,7 +217,7 @@ def cache_clips(vae: AutoencoderKLWan, work: Path, seed: int, image: bool) -> li
 
 
 def given_frames(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-    """Of each clip, whether its first frame is given, and its last: bool [count] each."""
+    """For each clip: is its first frame given, and is its last? bool [count] each."""
     kind = rng.random(count)
     return torch.from_numpy(kind > LAST_ALONE), torch.from_numpy(kind < LAST_ALONE + BOTH_ENDS)
 
@@ -225,7 +225,8 @@ def given_frames(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
 def draw_times(rng: np.random.Generator, count: int) -> Tensor:
     """Noise levels s in (0, 1): logit-normal and uniform ones shifted by SHIFT, and plain uniform.
 
-    The plain third is for the last steps, where edges are drawn: shifted, few levels are low.
+    The plain uniform third is for the last steps, where edges are drawn: the shift leaves few
+    low levels.
     """
     level = rng.random(count)
     kind = np.arange(count) % 3
@@ -242,7 +243,7 @@ def loss_of(
     image: Tensor | None,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Mean squared error of the velocity; the frames that image-to-video is given weigh more."""
+    """Mean squared error of the velocity. Given frames of image-to-video weigh more."""
     times = draw_times(rng, len(latents)).to(latents.device)
     noise = normal(rng, latents)
     level = times.view(-1, 1, 1, 1, 1)
@@ -272,8 +273,8 @@ def train(
 ) -> None:
     """Train `model` in place, and `encoder` with it for task t2v; continues work/<task>.pt.
 
-    refine: the model is trained already: the encoder stays as it is, and the rate is REFINE_RATE.
-    What is left in both at the end is the running mean (EMA) of the weights.
+    refine: the model is trained already. The encoder stays as it is, and the rate is REFINE_RATE.
+    At the end both hold the running mean (EMA) of the weights.
     """
     model.to(device()).train()
     encoder.to(device())
@@ -344,7 +345,7 @@ def train(
 
 
 def stored(model: nn.Module, keep_fp32: list[str] | None) -> dict[str, Any]:
-    """State with every tensor in bf16 but those of the modules that diffusers keeps in fp32."""
+    """State with every tensor in bf16, except in the modules that diffusers keeps in fp32."""
     keep = keep_fp32 or []
     return {
         name: value.detach()

@@ -1,8 +1,8 @@
 """The tiny upscaler: `PYTHONPATH=src python -m training.upscaler weights/tiny`.
 
-Nothing is trained. Its convolutions carry the three colours through the middle of their kernels, so
-that it enlarges like nearest neighbour, and every weight is a little off, so that all of them take
-part in the result.
+Nothing is trained. Its convolutions pass the three colours through the middle of their kernels, so
+that it enlarges like nearest neighbour. Every weight has a small offset, so that all weights affect
+the result.
 """
 
 import argparse
@@ -18,7 +18,7 @@ OFF = 0.003
 
 
 def make(shape: Shape = SHAPE, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Its tensors by name."""
+    """Make its tensors, by name."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: torch.randn(size, generator=generator) * OFF for name, size in shape.tensors().items()

@@ -1,9 +1,9 @@
-"""Train the AutoencoderKLWan: 8x in space, 4x in time, 16 channels, on drawn clips.
+"""Trains the AutoencoderKLWan: 8x in space, 4x in time, 16 channels, on drawn clips.
 
-It is built like Wan 2.2's (patches of 2x2 pixels, averaging shortcuts around every resampling) at
-Wan 2.1's compression: the patches leave a quarter of the arithmetic, and the shortcuts let it
-train at ten times the learning rate. Training goes through the model's own chunked causal path,
-with its caches, but without the clamp at the end of its `decode`, which has no gradient.
+It is built like Wan 2.2's (patches of 2x2 pixels, averaging shortcuts around every resampling), but
+with Wan 2.1's compression. The patches reduce the arithmetic to a quarter. The shortcuts allow ten
+times the learning rate. Training uses the model's own chunked causal path with its caches, but not
+the clamp at the end of its `decode`, which has no gradient.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ RANDOM_COLOURS = 0.1  # share of clips drawn in colours that have no name
 
 
 def build() -> AutoencoderKLWan:
-    """The untrained model; every residual branch starts at zero."""
+    """The untrained model. Every residual branch starts at zero."""
     model = AutoencoderKLWan(
         base_dim=16,
         decoder_base_dim=24,
@@ -61,7 +61,7 @@ def encode(model: AutoencoderKLWan, video: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(model: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """What `model.decode` computes, before its clamp: [B, 3, F, H, W]."""
+    """The result of `model.decode` before its clamp: [B, 3, F, H, W]."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     model.clear_cache()
@@ -88,7 +88,7 @@ def to_video(frames: np.ndarray) -> Tensor:
 
 
 def clips(rng: np.random.Generator, height: int, width: int, frames: int, count: int) -> Tensor:
-    """Drawn clips [count, 3, F, H, W] of any combination, some in nameless colours."""
+    """Drawn clips [count, 3, F, H, W] of any combination. Some colours have no name."""
     every = data.combinations()
     drawn = []
     for _ in range(count):
@@ -123,7 +123,7 @@ def loss_of(
 
 @torch.no_grad()
 def set_statistics(model: AutoencoderKLWan, rng: np.random.Generator) -> None:
-    """latents_mean and latents_std of posterior samples over 128 clips of the training sizes."""
+    """Set latents_mean and latents_std from posterior samples of 128 clips of training sizes."""
     values = []
     for height, width, frames, _, share in BUCKETS:
         video = clips(rng, height, width, frames, max(8, round(128 * share)))
@@ -138,14 +138,14 @@ def set_statistics(model: AutoencoderKLWan, rng: np.random.Generator) -> None:
 
 
 def pick_bucket(rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Height, width, frames and clips of a step."""
+    """Height, width, frames and number of clips of a step."""
     shares = np.cumsum([bucket[4] for bucket in BUCKETS])
     return BUCKETS[int(np.searchsorted(shares, rng.random() * shares[-1]))][:4]
 
 
 @torch.no_grad()
 def psnr(model: AutoencoderKLWan, seed: int = 1) -> dict[str, float]:
-    """dB of deterministic reconstructions of 16 clips per training size."""
+    """PSNR in dB of deterministic reconstructions, with 16 clips for each training size."""
     rng = np.random.default_rng([seed, 77])
     result = {}
     for height, width, frames, _, _ in BUCKETS:
@@ -159,7 +159,7 @@ def psnr(model: AutoencoderKLWan, seed: int = 1) -> dict[str, float]:
 
 
 def train(work: Path, steps: int, seed: int = 0) -> AutoencoderKLWan:
-    """Train to `steps`, continuing from work/vae.pt; the finished model, statistics set."""
+    """Train up to `steps`, from work/vae.pt if it is there. Returns the model with statistics."""
     torch.manual_seed(seed)
     model = build().to(device())
     optimiser = Optimiser(
@@ -193,7 +193,7 @@ def train(work: Path, steps: int, seed: int = 0) -> AutoencoderKLWan:
 
 
 def polish(model: AutoencoderKLWan, work: Path, steps: int, seed: int = 0) -> AutoencoderKLWan:
-    """Train the decoder alone, in place: the latents stay what they are. Continues decoder.pt."""
+    """Train the decoder alone, in place. The latents do not change. Continues decoder.pt."""
     model.requires_grad_(False)
     parts = nn.ModuleDict({"decoder": model.decoder, "post_quant_conv": model.post_quant_conv})
     parts.requires_grad_(True)

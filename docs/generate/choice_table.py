@@ -1,6 +1,6 @@
-"""Which model does `auto` take, and what does each preset become? The tables of auto.md.
+"""Which model does `auto` take, and what does each preset become? Tables for people.
 
-It writes tests/golden/auto.md.
+They are in tests/golden/auto.md.
 Not covered: whether the tables are right (tests/planning/test_model_choice.py).
 """
 

@@ -172,7 +172,7 @@ POOLS = {
     "ADA_80_PRO": 80,
     "HOPPER_141": 141,
 }
-"""RunPod's GPU pools and their memory, in the GB of the shop: for the planner it is GiB."""
+"""RunPod's GPU pools and their memory, in GB as it is sold. The planner takes them as GiB."""
 
 
 HOST_GIB = 128

@@ -28,7 +28,7 @@ class Component:
     stored_bytes: int
     """Size in the store: bf16, but fp32 for the tensors that must stay so."""
     keep_fp32: bool = False
-    """It stays in fp32. The VAE does: encoding to bf16 latents shifts image-to-video."""
+    """It stays in fp32. For the VAE: encoding to bf16 latents shifts image-to-video."""
     at_top: bool = False
     """Its files are at the top of its repository, not in a folder with the role's name."""
     file: str = ""

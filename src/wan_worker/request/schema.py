@@ -1,4 +1,4 @@
-"""Does this input follow the schema? Here are the schema, its aliases and the presets.
+"""Does this input follow the schema? It also loads the schema, its aliases and the presets.
 
 ``schemas/request.schema.json`` is the truth about single fields and their aliases. ``check`` adds
 what a schema can't express: it refuses values that pass JSON Schema and break later code. Errors
@@ -52,7 +52,7 @@ NEEDED_OF_PRESETS: Final[Mapping[str, Any]] = {
         },
     },
 }
-"""The parts of the two files that the code reads. A valid JSON Schema could lack them."""
+"""The parts of the two files that the code reads. Valid files could lack them."""
 
 MAX_DEPTH: Final = 8
 MAX_VALUES: Final = 2_000
@@ -268,10 +268,6 @@ def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
             yield pointer, f"Must have at least {rule} character(s)"
         case "maxLength":
             yield pointer, f"Must have at most {rule} characters"
-        case "minItems":
-            yield pointer, f"Must have at least {rule} item(s)"
-        case "maxItems":
-            yield pointer, f"Must have at most {rule} items"
         case "pattern":
             yield pointer, "Must look like 832x480"
         case other:
