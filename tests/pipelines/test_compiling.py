@@ -266,6 +266,8 @@ def test_the_compilers_own_kernels_give_the_same_latents_and_are_kept(
     worker: jobs.Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back when the test ends
+    # Each process of its own imports torch anew, for longer than it compiles here.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     torch.compiler.reset()
     planned = planned_for(worker)
     compiler = Compiler(tmp_path / "kept")
