@@ -34,13 +34,17 @@ COPY download_weights.py ./
 COPY weights/tiny weights/tiny
 COPY src/wan_worker/__init__.py src/wan_worker/errors.py src/wan_worker/settings.py src/wan_worker/
 COPY src/wan_worker/catalog/__init__.py src/wan_worker/catalog/components.py \
-     src/wan_worker/catalog/distilled.py src/wan_worker/catalog/models.py src/wan_worker/catalog/
+     src/wan_worker/catalog/distilled.py src/wan_worker/catalog/magcache_ratios.py \
+     src/wan_worker/catalog/models.py src/wan_worker/catalog/transformer_config.py \
+     src/wan_worker/catalog/
 COPY src/wan_worker/weights/__init__.py src/wan_worker/weights/download.py \
      src/wan_worker/weights/hub.py src/wan_worker/weights/real_esrgan.py \
      src/wan_worker/weights/safetensors_file.py src/wan_worker/weights/store.py \
      src/wan_worker/weights/tiny.py src/wan_worker/weights/
 # Catalog ids, separated by spaces. Empty: no weights in the image (the slim variant).
+# Written by `make docs`: default models.
 ARG MODELS="wan2.1-t2v-1.3b wan2.1-i2v-14b-480p"
+# End.
 # A Hub repository (ENHANCER_MODEL's): the language model that rewrites prompts. Empty: without one.
 ARG ENHANCER=""
 # Not empty: toy weights in place of real ones, for testing the image without a download.
@@ -70,6 +74,7 @@ print(*[component.name for component in components_of([*MODELS, *EXTRAS])])')" \
 # hadolint ignore=DL3006
 FROM base
 # One layer each, those that models share first.
+# Written by `make docs`: weight layers.
 COPY --from=weights /layers/umt5-tokenizer/ /models/
 COPY --from=weights /layers/umt5-xxl/ /models/
 COPY --from=weights /layers/wan2.1-vae/ /models/
@@ -95,6 +100,7 @@ COPY --from=weights /layers/wan2.2-t2v-a14b.turbo-low/ /models/
 COPY --from=weights /layers/wan2.2-i2v-a14b.turbo-high/ /models/
 COPY --from=weights /layers/wan2.2-i2v-a14b.turbo-low/ /models/
 COPY --from=weights /layers/enhancer/ /models/
+# End.
 
 COPY --from=libraries /opt/venv /opt/venv
 

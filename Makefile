@@ -11,7 +11,7 @@ export PROMPT ?= a red circle moving right on a white background
 help:
 	@echo "make demo    one video from a prompt, on this machine, no GPU (PROMPT='...' for your own)"
 	@echo "make test    the whole test suite"
-	@echo "make check   lint, types, generated docs, Dockerfile, workflows"
+	@echo "make check   lint, types, generated files, what must agree, Dockerfile, workflows"
 	@echo "make serve   RunPod's local test server on http://localhost:$(PORT) (POST /runsync)"
 	@echo "make api     the HTTP API on http://127.0.0.1:$(PORT): submit, watch, fetch"
 	@echo "make bench   the figures in the README and docs/performance.md, measured again"
@@ -21,7 +21,7 @@ help:
 	@echo "make eval    does the tiny Wan draw what 200 unseen captions say? (about ten minutes)"
 	@echo "make promises  run the tests behind docs/promises.md and write it anew"
 	@echo "make fuzz    20,000 requests and 5,000 images that nobody would think of"
-	@echo "make docs    write the README's generated tables anew"
+	@echo "make docs    write what is generated anew: schema, images, tables (docs/generate)"
 	@echo "make pictures  the page's pictures in docs/, taken anew (needs chromium)"
 	@echo "make clean   remove .venv and outputs (weights stay)"
 
@@ -43,7 +43,7 @@ check: $(BIN)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
-	$(BIN)/python docs/tables.py --check
+	PYTHONPATH=src $(BIN)/python -m docs.generate --check
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -63,7 +63,7 @@ doctor: $(BIN)/.ready
 	PYTHONPATH=src $(BIN)/python -m wan_worker.doctor
 
 docs: $(BIN)/.ready
-	$(BIN)/python docs/tables.py
+	PYTHONPATH=src $(BIN)/python -m docs.generate
 	$(BIN)/python -m tests.promises_page
 
 promises: $(BIN)/.ready
@@ -85,7 +85,7 @@ bench: $(BIN)/.ready models/.tiny
 	$(BIN)/python benchmarks/polling.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/levers.py
-	$(BIN)/python docs/tables.py
+	PYTHONPATH=src $(BIN)/python -m docs.generate
 
 # Torch first and by its exact version: an open range would pull gigabytes of CUDA packages.
 $(BIN)/.ready: requirements.txt requirements-dev.txt

@@ -9,18 +9,19 @@ variable "VERSION" {
   default = "dev"
 }
 
+target "_worker" {
+  platforms = ["linux/amd64"]
+  # From the environment of the builder; an unset one is an anonymous download.
+  secret = ["id=HF_TOKEN,env=HF_TOKEN"]
+}
+
+# Written by `make docs`: groups and targets.
 group "default" {
   targets = ["t2v-i2v"]
 }
 
 group "all" {
   targets = ["t2v", "i2v", "t2v-i2v", "slim"]
-}
-
-target "_worker" {
-  platforms = ["linux/amd64"]
-  # From the environment of the builder; an unset one is an anonymous download.
-  secret = ["id=HF_TOKEN,env=HF_TOKEN"]
 }
 
 target "t2v" {
@@ -47,3 +48,4 @@ target "slim" {
   args     = { MODELS = "" }
   tags     = ["${IMAGE}:${VERSION}-slim", "${IMAGE}:slim"]
 }
+# End.

@@ -26,17 +26,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks import rounds, stock
-from tests.catalog.test_models import SHAPES
 
 from wan_worker.catalog.components import CLIP, UMT5, Component
 from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.delivery import storage
+from wan_worker.errors import WorkerError
 from wan_worker.inputs import references
 from wan_worker.inputs.dialing import Policy
 from wan_worker.machine import hardware
@@ -46,8 +46,7 @@ from wan_worker.media import artifact, encode
 from wan_worker.pipelines import generate, offload, schedulers
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import segments
-from wan_worker.planning.activations import SHAPES as SIZES
-from wan_worker.planning.activations import Shape
+from wan_worker.planning.activations import Shape, shape_of
 from wan_worker.planning.flops import forward_flops
 from wan_worker.planning.plan import Plan
 from wan_worker.prompts.embeddings import Embeddings
@@ -126,7 +125,7 @@ class Bench:
         from transformers import CLIPVisionConfig, UMT5Config
 
         if self.toy:
-            name = tiny.COPIES.get(component.name, component.name)
+            name = tiny.trained_as(component)
             config = json.loads((tiny.TRAINED / name / "config.json").read_text("utf-8"))
             if component == UMT5:
                 return cls(UMT5Config(**config))
@@ -139,8 +138,7 @@ class Bench:
             from benchmarks.memory_model import vae_of
 
             return vae_of(MODELS[self.model_id])
-        always = {"attention_head_dim": 128, "out_channels": 16, "text_dim": 4096}
-        return cls(**(always | SHAPES[self.model_id]))
+        return cls(**MODELS[self.model_id].config.arguments())
 
     def plan(self, size: tuple[int, int], frames: int) -> tuple[Plan, references.References]:
         """The worker's own plan of the job, and its pictures."""
@@ -160,13 +158,12 @@ class Bench:
         if model.last_image == "required":
             given["last_image_url"] = _picture(*size)
         asked = parse.request({"id": "bench", "input": given}, schema.load())
-        here = {model.id: self.installed()}
+        planned = segments.make(asked, self.machine, {model.id: self.installed()})
 
-        def replan(asked: parse.Request) -> Plan:
-            return segments.make(asked, self.machine, here)
+        def without(field: str, asked: parse.Request, problem: WorkerError) -> NoReturn:
+            raise problem
 
-        asked, planned = references.plan_with(asked, replan)
-        return references.gather(asked, planned, replan, Settings(), Policy(), Control())
+        return references.gather(asked, planned, without, Settings(), Policy(), Control())
 
     def installed(self) -> Installed:
         model = MODELS[self.model_id]
@@ -422,10 +419,10 @@ def measure(bench: Bench, count: int) -> dict[str, Any]:
 
 def _forward_flops(bench: Bench, size: tuple[int, int], frames: int) -> int:
     model = MODELS[bench.model_id]
-    shape, clip, text = SIZES[model.id], 257, 512
+    shape, clip, text = shape_of(model), 257, 512
     if bench.toy:
         part = next(c for c in model.components if c.role == "transformer")
-        name = tiny.COPIES.get(part.name, part.name)
+        name = tiny.trained_as(part)
         config = json.loads((tiny.TRAINED / name / "config.json").read_text("utf-8"))
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         shape, clip = Shape(dim, config["ffn_dim"], config["num_layers"]), tiny.CLIP_TOKENS

@@ -125,7 +125,7 @@ def _right(pipeline: Any, planned: Plan) -> str:
     """The first of the plan's kernels that is right here."""
     used = attention.KernelChecks().use(pipeline, planned).reasons
     said = next((reason for reason in used if reason.startswith("attention: ")), "")
-    named = [n for n in planned.speedups.attention if attention.SAID[n] in said.split(";")[0]]
+    named = [n for n in planned.speedups.attention if attention.NAMES[n] in said.split(";")[0]]
     return named[0] if named else "native"
 
 
@@ -133,7 +133,7 @@ def _right(pipeline: Any, planned: Plan) -> str:
 def _set(pipeline: Any, way: Speedups, fused: bool, remembers: bool) -> Iterator[None]:
     experts = [pipeline.transformer, getattr(pipeline, "transformer_2", None)]
     experts = [expert for expert in experts if expert is not None]
-    bound = activations.REMEMBERING_TOKENS
+    bound = activations.TEXT_CACHE_TOKENS
     with ExitStack() as stack:
         for expert in experts:
             attention._set(expert, way.attention[0])
@@ -142,8 +142,8 @@ def _set(pipeline: Any, way: Speedups, fused: bool, remembers: bool) -> Iterator
                 expert.fuse_qkv_projections()
                 stack.callback(expert.unfuse_qkv_projections)
         if not remembers:
-            activations.REMEMBERING_TOKENS = 0
-            stack.callback(setattr, activations, "REMEMBERING_TOKENS", bound)
+            activations.TEXT_CACHE_TOKENS = 0
+            stack.callback(setattr, activations, "TEXT_CACHE_TOKENS", bound)
         yield
 
 

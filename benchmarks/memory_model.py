@@ -34,8 +34,6 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from tests.catalog.test_models import SHAPES
-
 from wan_worker.catalog.components import VAE_2_2
 from wan_worker.catalog.models import MODELS, Model
 from wan_worker.planning.activations import TILE, TILE_STRIDE
@@ -91,7 +89,7 @@ def denoise(model: Model, size: tuple[int, int], frames: int) -> int:
 
     part = next(c for c in model.components if c.role == "transformer")
     cls = getattr(diffusers, part.class_name.removeprefix("diffusers:"))
-    shape = {"attention_head_dim": 128, "out_channels": 16, "text_dim": 4096, **SHAPES[model.id]}
+    shape = model.config.arguments()
     if "vace_layers" not in shape:
         shape["num_layers"] = 3
     stride = model.grid // 2
@@ -99,8 +97,8 @@ def denoise(model: Model, size: tuple[int, int], frames: int) -> int:
     with fake(lambda: cls(**shape), torch.bfloat16) as transformer:
         half = {"dtype": torch.bfloat16}
         given: dict[str, Any] = {"encoder_hidden_states": torch.empty(1, 512, 4096, **half)}
-        if shape.get("image_dim"):
-            pictures = 2 if "pos_embed_seq_len" in shape else 1
+        if shape["image_dim"]:
+            pictures = 2 if shape["pos_embed_seq_len"] else 1
             given["encoder_hidden_states_image"] = torch.empty(pictures, 257, 1280, **half)
         if "vace_layers" in shape:
             given["control_hidden_states"] = torch.empty(1, 96, *grid, **half)

@@ -19,7 +19,7 @@ from benchmarks import rounds
 
 from wan_worker.catalog.models import MODELS, Model
 from wan_worker.machine.peak_flops import PEAKS
-from wan_worker.planning.activations import SHAPES
+from wan_worker.planning.activations import shape_of
 from wan_worker.planning.flops import forward_flops, picture_tokens
 from wan_worker.timing.work import tokens
 
@@ -54,7 +54,7 @@ def main() -> int:
     for model in MODELS.values():
         size, frames = model.default_size, model.native_frames
         count = tokens(model, size, frames)
-        flops = forward_flops(SHAPES[model.id], count, picture_tokens(model))
+        flops = forward_flops(shape_of(model), count, picture_tokens(model))
         seconds = flops / 1e12 / (SHARE * PEAKS["H200"][0])
         rows.append({
             "model": model.id, "size": f"{size[0]}x{size[1]}", "frames": frames, "tokens": count,

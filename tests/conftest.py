@@ -19,6 +19,9 @@ from wan_worker.weights import tiny
 # Tiny tensors gain nothing from a second thread and lose much where the cores are busy. Set before
 # torch is imported, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test does ask for two threads, one that waits for the other sleeps: by default it spins,
+# on a core that the other needs, and a clip of a second takes ten.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 

@@ -31,7 +31,7 @@ class Mutant:
 
 FILM = "src/wan_worker/pipelines/long_video.py"
 GENERATE, PIPELINES = "src/wan_worker/pipelines/generate.py", "src/wan_worker/pipelines/pool.py"
-SOLVER = "src/wan_worker/pipelines/schedulers.py"
+SOLVER = "src/wan_worker/planning/solvers.py"
 CONDITIONS = "src/wan_worker/pipelines/conditioning.py"
 PREVIEWS, GUIDANCE = (
     "src/wan_worker/pipelines/previews.py",
@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "shift ignored",
         SOLVER,
-        '"flow_shift": plan.flow_shift,',
-        '"flow_shift": 1.0,',
+        "self.shift_argument: shift,",
+        "self.shift_argument: 1.0,",
         "tests/pipelines/test_generate.py::test_the_requests_shift_moves_the_noise_levels",
     ),
     Mutant(

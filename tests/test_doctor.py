@@ -95,7 +95,7 @@ def test_broken_schemas_and_a_missing_encoder_are_both_told(
     def absent() -> str:
         raise ConfigInvalid("ffmpeg was built without libx264")
 
-    monkeypatch.setattr(doctor.contract, "load", broken)
+    monkeypatch.setattr(doctor.schema, "load", broken)
     monkeypatch.setattr(encode, "find_ffmpeg", absent)
     assert [(f.subject, f.level) for f in doctor.basics()] == [
         ("schemas", "problem"),

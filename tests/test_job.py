@@ -26,7 +26,7 @@ from tests.made_files import path_of, read
 from wan_worker import clips
 from wan_worker import job as jobs
 from wan_worker.catalog.models import MODELS
-from wan_worker.delivery import storage
+from wan_worker.delivery import callback, storage
 from wan_worker.errors import EncodeFailed
 from wan_worker.media import encode
 from wan_worker.pipelines import generate
@@ -610,4 +610,4 @@ def test_a_cancelled_jobs_callback_is_short(
     control._notify = lambda: control.cancel() if control.stage == "denoise" else None
     request = QUICK | {"callback_url": "http://127.0.0.1:9/hook"}
     jobs.run({"id": "c", "input": request}, worker, control)
-    assert [notice["seconds"] for notice in notices] == [jobs.LAST_CALLBACK_SECONDS]
+    assert [notice["seconds"] for notice in notices] == [callback.LAST_BUDGET_SECONDS]

@@ -1,8 +1,8 @@
-"""The door of the HTTP API.
+"""Starts the HTTP API.
 
     python -m wan_worker.api         or `make api`; with src on PYTHONPATH
 
-Not covered: everything behind the door (server.app).
+Not covered: the server itself (server.app).
 """
 
 import sys

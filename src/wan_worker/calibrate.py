@@ -1,11 +1,11 @@
-"""Which way is the fastest on this machine? The same small clip is made each way, and timed.
+"""Which way of computing is fastest on this machine? It makes the same small clip each way.
 
-By an operator's order alone, between jobs. Ways differ in how the same function is computed:
-torch's threads on a CPU, attention kernels on a GPU (each of which has to prove right first,
-attention). The clips are made through the one flow, in turn, so that whatever else the machine does
-hits all ways; what is compared is the median time of denoising.
-A way that is not clearly faster than the usual one does not replace it.
-Not covered: keeping what won (tuning).
+It runs only when an operator orders it, between jobs. All ways compute the same function: they
+differ in torch's threads on a CPU, and in attention kernels on a GPU (pipelines.attention first
+checks that a kernel is right). Each clip is an ordinary job. The ways take turns, so that other
+load on the machine slows all of them. The median times of denoising are compared.
+A way replaces the usual one only if it is clearly faster.
+Not covered: storing the result (machine.tuning).
 """
 
 import base64
@@ -35,17 +35,17 @@ from wan_worker.timing.progress import Control
 from wan_worker.timing.record import Record
 
 ROUNDS: Final = 3
-"""Clips of each way that are compared, after one that warms up."""
+"""Timed clips of each way, after one warm-up clip."""
 
 CLEARLY: Final = 0.97
-"""Of the usual way's time: what comes to more than this is noise."""
+"""Share of the usual way's time: a way that takes more of it may be faster by chance."""
 
 STEPS: Final = 3
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is made each way."""
+    """The clip that is made each way."""
 
     width: int
     height: int
@@ -55,8 +55,8 @@ class Clip:
         return f"{self.width}x{self.height}, {self.num_frames} frames, {STEPS} steps"
 
 
-class _Fixed(Tuning):
-    """A way to be tried, in place of the file."""
+class _FixedTuning(Tuning):
+    """Gives the way on trial, in place of the file."""
 
     def __init__(self, model: str, tuned: Tuned) -> None:
         self._tuned = {model: tuned}
@@ -66,7 +66,7 @@ class _Fixed(Tuning):
 
 
 def ways(hardware: Hardware, cores: int) -> tuple[Tuned, ...]:
-    """What there is to try, the usual way first: on a CPU all cores, half of them, and so on."""
+    """The ways to try, the usual one first; then, on a CPU, all cores, half of them, and so on."""
     if hardware.device == "cpu":
         counts = [cores >> halvings for halvings in range(cores.bit_length())]
         return (Tuned(), *(Tuned(threads=count) for count in counts))
@@ -74,14 +74,14 @@ def ways(hardware: Hardware, cores: int) -> tuple[Tuned, ...]:
 
 
 def cores() -> int:
-    """That this process may use, where the system tells (macOS does not); else all there are."""
+    """Cores that this process may use; all of them if the system can't tell (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def clip_for(model: Model, hardware: Hardware, tiny: bool) -> Clip:
-    """Large enough to tell, small enough to be made a dozen times."""
+    """A clip that is large enough to compare ways, and small enough to make a dozen times."""
     if hardware.device == "cpu":
         return Clip(128, 96, 9) if tiny else Clip(model.grid * 16, model.grid * 12, 5)
     return Clip(*model.default_size, 4 * model.temporal_stride + 1)
@@ -93,59 +93,59 @@ def run(
     control: Control,
     say: Callable[[int, int], None] = lambda done, of: None,
 ) -> Calibration:
-    """Measure one model. Takes as long as a dozen small jobs; others may come in between.
+    """Measure one model. It takes as long as a dozen small jobs; other jobs may run in between.
 
     Args:
-        control: its cancel is noticed within a step.
-        say: is told how many clips of how many are made.
+        control: a cancel takes effect within a step.
+        say: called with the number of clips made so far and their total.
 
     Raises:
-        WorkerError: a clip could not be made, or the cancel.
+        WorkerError: a clip could not be made, or the measuring was cancelled.
     """
     model = MODELS[model_id]
     machine = worker.hardware
-    here = workers.installed(worker).get(model_id)
-    clip = clip_for(model, machine, tiny=here is not None and here.tiny)
-    tried = ways(machine, cores())
-    seconds: dict[Tuned, list[float]] = {way: [] for way in tried}
-    total = (ROUNDS + 1) * len(tried)
+    installed = workers.installed(worker).get(model_id)
+    clip = clip_for(model, machine, tiny=installed is not None and installed.tiny)
+    candidates = ways(machine, cores())
+    seconds: dict[Tuned, list[float]] = {way: [] for way in candidates}
+    total = (ROUNDS + 1) * len(candidates)
     for index in range(total):
         control.check()
-        way = tried[index % len(tried)]
+        way = candidates[index % len(candidates)]
         taken = _denoise(worker, model, clip, way, control)
-        if index >= len(tried):
+        if index >= len(candidates):
             seconds[way].append(taken)
         say(index + 1, total)
     medians = {way: statistics.median(taken) for way, taken in seconds.items()}
     best = min(medians, key=lambda way: medians[way])
-    usual = tried[0]
+    usual = candidates[0]
     return Calibration(
         model=model_id,
         machine=machine.name,
         torch=version("torch"),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         clip=str(clip),
-        trials=tuple(Trial(_named(way), round(medians[way], 4)) for way in tried),
+        trials=tuple(Trial(_trial_name(way), round(medians[way], 4)) for way in candidates),
         tuned=best if medians[best] < CLEARLY * medians[usual] else usual,
     )
 
 
-def _named(way: Tuned) -> str:
+def _trial_name(way: Tuned) -> str:
     if way.threads is not None:
         return f"{way.threads} {'thread' if way.threads == 1 else 'threads'}"
-    return attention_kernels.SAID[way.kernel] if way.kernel is not None else "as usual"
+    return attention_kernels.NAMES[way.kernel] if way.kernel is not None else "as usual"
 
 
 def _denoise(worker: Worker, model: Model, clip: Clip, way: Tuned, control: Control) -> float:
-    """Seconds of denoising one clip, made like any job's."""
+    """Seconds that one clip's denoising takes, in an ordinary job."""
     with tempfile.TemporaryDirectory() as folder:
-        here = replace(
+        trial_worker = replace(
             worker,
             settings=replace(worker.settings, bucket=None, output_dir=Path(folder)),
-            tuning=_Fixed(model.id, way),
-            record=Record(),  # nobody's job
+            tuning=_FixedTuning(model.id, way),
+            record=Record(),  # so that the worker's own record does not count this clip
         )
-        asked = {
+        request = {
             "mode": "video",
             "model": model.id,
             "prompt": "a red circle moving right on a white background",
@@ -156,20 +156,20 @@ def _denoise(worker: Worker, model: Model, clip: Clip, way: Tuned, control: Cont
             "seed": 0,
             **_pictures(model),
         }
-        # A cancel is passed on by what the clip reports.
+        # The job reports its progress here; this passes a cancel on to it.
         answer = jobs.run(
-            {"id": "calibration", "input": asked}, here, Control(notify=control.check)
+            {"id": "calibration", "input": request}, trial_worker, Control(notify=control.check)
         )
     if "error" in answer:
         control.check()
-        told: dict[str, Any] = json.loads(answer["error"])
-        raise UnexpectedError(f"A clip could not be made: {told['code']}, {told['message']}")
+        error: dict[str, Any] = json.loads(answer["error"])
+        raise UnexpectedError(f"A clip could not be made: {error['code']}, {error['message']}")
     seconds: float = answer["metadata"]["timings"]["denoise"]
     return seconds
 
 
 def _pictures(model: Model) -> dict[str, str]:
-    """What the model can't do without: a picture to start from, and one to end with."""
+    """The pictures that the model needs: one to start from, and perhaps one to end with."""
     if model.text_pipeline is not None:
         return {}
     picture = BytesIO()

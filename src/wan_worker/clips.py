@@ -1,10 +1,10 @@
-"""The part that needs the GPU: from a plan to checked files, output by output.
+"""From a plan to checked files, output by output: the part of a job that needs the GPU.
 
-Outputs are denoised in batches of the plan's size and decoded one by one; a long video is made
+Outputs are denoised in batches of the plan's size and decoded one by one. A long video is made
 segment by segment into one file.
-Promises: a finished file is in ``made`` before the next one is begun, so that a fault later on
-can't lose it; of a long video that fails midway, the file of what was made until then.
-Not covered: holding the GPU (job), saving the files (delivery).
+Promises: a finished file is in ``made`` before the next one is begun, so that a later fault can't
+lose it. Where a long video fails midway, the frames made until then are a file too.
+Not covered: holding the GPU (worker), saving the files (delivery).
 """
 
 import logging
@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_worker.catalog.distilled import TURBO
 from wan_worker.catalog.models import Installed
 from wan_worker.errors import OutOfMemory
 from wan_worker.faults import is_out_of_memory
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClipContext:
-    """What clips are made with."""
+    """What a job's clips are made with."""
 
     pool: Pool
     hardware: Hardware
@@ -52,10 +51,10 @@ class ClipContext:
     """Components beside the models, by name."""
     loras: tuple[LoraFile, ...]
     placement: Placement | None
-    """The operator's."""
+    """The operator's; None leaves it to the plan."""
     ffmpeg: str
     folder: Path
-    """Where the files go, named by the output's place."""
+    """The job's temp folder. Files in it are named by their output's index."""
 
 
 def make(
@@ -67,16 +66,16 @@ def make(
 ) -> Plan:
     """Make every output of the plan, and add its file to ``made``.
 
-    Where memory runs out, what is not yet made is tried once more in less of it.
+    Where memory runs out, the outputs that are not made yet get one more try, with less memory.
 
     Args:
         pictures: at the plan's generated size.
 
     Returns:
-        The plan as it was carried out, with the notices that came up on the way.
+        The plan as it was carried out, with the notices from the way.
 
     Raises:
-        OutOfMemory: in the second try too, with what would take less.
+        OutOfMemory: in the second try too; its message says what would take less.
     """
     here = context.installed[planned.model.id]
     _use_threads(planned)
@@ -85,7 +84,7 @@ def make(
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
-    # Out of the except clause: its traceback would hold the tensors that are to be freed.
+    # Outside the except clause: its traceback would hold the tensors that must be freed.
     log.warning("out of memory in stage %s: trying again in less", control.stage)
     context.pool.free()
     control.parts = ()
@@ -111,7 +110,7 @@ def _make(
     control: Control,
 ) -> Plan:
     count = len(planned.outputs)
-    with _equipped(planned, context, control) as (pipeline, fits, planned):
+    with _pipeline(planned, context, control) as (pipeline, fits, planned):
         planned = _with_loras(planned, context.loras, fits)
         network = context.pool.upscaler(planned, context.extras)
         control.enter("prompt")
@@ -132,51 +131,51 @@ def _make(
                 clip = latents[index - first : index - first + 1]
                 frames = generate.frames(pipeline.vae, clip, planned, control)
                 made.append(_file(frames, network, index, planned, context, control))
-    del pipeline  # its parts must be free to make way for those of the next segment's
+    del pipeline  # the pool may have to drop its parts for those of the next segment
     for index in range(len(made), count if planned.segments else 0):
         control.parts = _parts(index, index + 1, count)
-        film = LongVideo(
+        video = LongVideo(
             of_output(planned, index),
             embeds[index : index + 1],
             negative_embeds,
             pictures,
-            lambda segment: _equipped(segment, context, control),
+            lambda segment: _pipeline(segment, context, control),
             control,
         )
-        made.append(_file(film.frames(), network, index, planned, context, control))
-        if film.failure is not None:  # of ours: what is in ``made`` is not to be made again
-            raise film.failure
+        made.append(_file(video.frames(), network, index, planned, context, control))
+        if video.failure is not None:  # raised only now, when its file is in ``made``
+            raise video.failure
     control.parts = ()
     planned = context.pool.compiler.explain(planned)
     return replace(planned, notices=(*planned.notices, *notices))
 
 
 def _use_threads(planned: Plan) -> None:
-    """Set torch's threads for this job: what one job is tuned to is not the next one's."""
+    """Set torch's threads for this job. The next job sets its own."""
     import torch
 
-    usual = _usual_threads()  # asked first, whatever this job has: it is what the next one gets
+    usual = _usual_threads()  # before anything is set, also where this job has a number of its own
     torch.set_num_threads(planned.speedups.threads or usual)
 
 
 @cache
 def _usual_threads() -> int:
-    """torch's own choice, asked before anything is set."""
+    """torch's own choice. The first call must come before anything is set."""
     import torch
 
     return torch.get_num_threads()
 
 
 @contextmanager
-def _equipped(
+def _pipeline(
     planned: Plan, context: ClipContext, control: Control
 ) -> Iterator[tuple[Any, tuple[lora.Fit, ...], Plan]]:
-    """The plan's pipeline with the job's LoRAs on it, how they fit, and the plan as it is then."""
+    """The plan's pipeline with the job's LoRAs on it, how they fit, and the updated plan."""
     control.enter("load")
     here = context.installed[planned.model.id]
     pipeline = context.pool.pipeline(planned, here, control.check)
     with lora.applied(pipeline, (*_distilled(planned, context), *context.loras)) as fits:
-        # After the LoRAs: what moves weights takes stock of them when it is put on.
+        # After the LoRAs: offload hooks take stock of the weights when they are put on.
         offload.arrange(pipeline, planned)
         planned = context.pool.attention.use(pipeline, planned)
         with context.pool.compiler.applied(pipeline, planned):
@@ -184,9 +183,9 @@ def _equipped(
 
 
 def _distilled(planned: Plan, context: ClipContext) -> tuple[LoraFile, ...]:
-    """The plan's turbo weights, as LoRAs of the job."""
+    """The plan's distilled weights, as LoRAs of the job."""
     files = []
-    for one in TURBO[planned.model.id] if planned.turbo else ():
+    for one in planned.model.turbo if planned.turbo else ():
         name = one.component.name
         path = context.extras[name].folders[name] / one.component.file
         files.append(LoraFile(Lora(name, stage=one.stage, field="/input/acceleration"), path))
@@ -194,8 +193,8 @@ def _distilled(planned: Plan, context: ClipContext) -> tuple[LoraFile, ...]:
 
 
 def _with_loras(planned: Plan, files: tuple[LoraFile, ...], fits: tuple[lora.Fit, ...]) -> Plan:
-    """The plan with what is known of its LoRAs once they are on the model."""
-    asked_for = fits[len(fits) - len(files) :]  # turbo's come before them
+    """The plan with what is known of its LoRAs now that they are on the model."""
+    asked_for = fits[len(fits) - len(files) :]  # those of the distilled weights come before them
     known = tuple(
         replace(asked, sha256=file.sha256, matched=fit.matched)
         for asked, file, fit in zip(planned.loras, files, asked_for, strict=True)
@@ -222,7 +221,7 @@ def _file(
     """One output's frames as a checked file."""
     spec = _spec(planned)
     target = context.folder / f"{index}.{encode.EXTENSIONS[planned.output_format]}"
-    # Closed here: a decode that is left to the garbage collector would clear the VAE's caches in
+    # Closed here: the garbage collector would close a decode later, and clear the VAE's caches in
     # the middle of the next job.
     with (
         closing(source),
@@ -232,13 +231,13 @@ def _file(
         artifact.reader(target, spec, context.ffmpeg) as reader,
     ):
         written = encode.write(frames, target, spec, control, context.ffmpeg)
-        if written == spec.num_frames:  # else the error that ended it names its own stage
+        if written == spec.num_frames:  # fewer: an error ended it, which names its own stage
             control.enter("check")
         return artifact.check(target, replace(spec, num_frames=written), control, reader)
 
 
 def _parts(first: int, last: int, count: int) -> tuple[Part, ...]:
-    """Outputs ``first`` to before ``last``, from 0; nothing to say of a single one."""
+    """Outputs ``first`` up to ``last``, exclusive, from 0. Empty where there is one output."""
     return (Part("output", first + 1, last, count),) if count > 1 else ()
 
 

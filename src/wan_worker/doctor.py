@@ -1,10 +1,10 @@
-"""Is this machine fit to take jobs? Every problem at once, in a list that says what to do.
+"""Is this machine fit to take jobs? It lists all problems, and says what to do about each.
 
     python -m wan_worker.doctor        with src on PYTHONPATH and the worker's environment
 
-The worker asks the same at its start on RunPod, before its first job (a fitness check of the SDK),
-and does not start where a problem would fail every job. What may pass by itself (a bucket out of
-reach) is a warning.
+On RunPod the worker runs the same checks at its start, before its first job (a fitness check of the
+SDK). It does not start if a problem would fail every job. A problem that may pass by itself (the
+bucket can't be reached) is a warning.
 Not covered: reading every byte of the weights (``download_weights.py --verify``), and whether torch
 can use the GPU (the SDK's own check multiplies matrices on it).
 """
@@ -34,7 +34,7 @@ from wan_worker.weights import store
 Level = Literal["ok", "warning", "problem"]
 
 LEAST_FREE_BYTES: Final = 2 * 1024**3
-"""In the temp folder: a long clip's file and room for the system."""
+"""Free space for a long clip's file, and some for the system."""
 
 MOST_SKEW_SECONDS: Final = 600
 """S3 refuses signatures that are 15 minutes off."""
@@ -51,22 +51,22 @@ class Finding:
 
 
 def examine(settings: Settings, machine: Hardware) -> Iterator[Finding]:
-    """What can be wrong with this machine and its surroundings; takes a second, and no torch."""
-    here = store.installed(settings.models_dir, settings.volume_dir)
-    yield from _weights(settings, here)
-    yield from _gpu(settings, machine, here)
+    """Check this machine and its surroundings. It takes a second, and does not need torch."""
+    installed = store.installed(settings.models_dir, settings.volume_dir)
+    yield from _weights(settings, installed)
+    yield from _gpu(settings, machine, installed)
     yield from _folders(settings)
     yield _clock()
     yield _bucket(settings)
 
 
 def basics() -> Iterator[Finding]:
-    """What the worker refuses to start without in any case."""
-    yield _tried("schemas", "valid", schema.load)
-    yield _tried("ffmpeg", "runs, and has every encoder", encode.find_ffmpeg)
+    """Check what the worker always needs for its start."""
+    yield _check("schemas", "valid", schema.load)
+    yield _check("ffmpeg", "runs, and has every encoder", encode.find_ffmpeg)
 
 
-def _tried(subject: str, fine: str, check: Callable[[], object]) -> Finding:
+def _check(subject: str, fine: str, check: Callable[[], object]) -> Finding:
     try:
         check()
     except WorkerError as problem:
@@ -74,7 +74,7 @@ def _tried(subject: str, fine: str, check: Callable[[], object]) -> Finding:
     return Finding(subject, "ok", fine)
 
 
-def _weights(settings: Settings, here: dict[str, Installed]) -> Iterator[Finding]:
+def _weights(settings: Settings, installed: dict[str, Installed]) -> Iterator[Finding]:
     broken = store.damaged(settings.models_dir)
     if broken:
         yield Finding(
@@ -84,10 +84,10 @@ def _weights(settings: Settings, here: dict[str, Installed]) -> Iterator[Finding
             "download_weights.py",
         )
     if settings.default_model is not None:
-        yield from _named("DEFAULT_MODEL", settings.default_model, here, "problem")
-    for name in settings.preload_models:  # a job that needs it is answered all the same
-        yield from _named("PRELOAD_MODELS", name, here, "warning")
-    if not here:
+        yield from _named_model("DEFAULT_MODEL", settings.default_model, installed, "problem")
+    for name in settings.preload_models:  # only a warning: jobs get their answers without it
+        yield from _named_model("PRELOAD_MODELS", name, installed, "warning")
+    if not installed:
         yield Finding(
             "weights",
             "problem",
@@ -95,35 +95,37 @@ def _weights(settings: Settings, here: dict[str, Installed]) -> Iterator[Finding
             "python download_weights.py --models ID",
         )
     else:
-        tiny = " (tiny)" if any(model.tiny for model in here.values()) else ""
-        yield Finding("weights", "ok", f"{', '.join(here)}{tiny}")
+        tiny = " (tiny)" if any(model.tiny for model in installed.values()) else ""
+        yield Finding("weights", "ok", f"{', '.join(installed)}{tiny}")
 
 
-def _named(
-    variable: str, name: str, here: dict[str, Installed], absent: Level
+def _named_model(
+    variable: str, name: str, installed: dict[str, Installed], level_if_missing: Level
 ) -> Iterator[Finding]:
-    """What is wrong with a model that the environment names; nothing where it is there."""
+    """Check a model that the environment names; no finding if it is installed."""
     if name not in MODELS:
         yield Finding(variable, "problem", f"must be one of {', '.join(MODELS)}")
-    elif name not in here:
-        yield Finding(variable, absent, install_hint(name))
+    elif name not in installed:
+        yield Finding(variable, level_if_missing, install_hint(name))
 
 
-def _gpu(settings: Settings, machine: Hardware, here: dict[str, Installed]) -> Iterator[Finding]:
-    real = {name: found for name, found in here.items() if not found.tiny}
+def _gpu(
+    settings: Settings, machine: Hardware, installed: dict[str, Installed]
+) -> Iterator[Finding]:
+    full_size = {name: found for name, found in installed.items() if not found.tiny}
     if machine.device == "cpu":
-        lost = settings.on_platform and bool(real)
-        level: Level = "problem" if lost else "warning" if real else "ok"
+        needed = settings.on_platform and bool(full_size)
+        level: Level = "problem" if needed else "warning" if full_size else "ok"
         advice = "" if level == "ok" else "; full-size models need one: check GPU and driver"
         yield Finding("GPU", level, f"none: {machine.reason}{advice}")
         return
     yield Finding("GPU", "ok", f"{machine.name}, {memory.gb(machine.free_bytes)} free")
-    for name, found in real.items():
+    for name, found in full_size.items():
         yield _fits(settings, MODELS[name], found, machine)
 
 
 def _fits(settings: Settings, model: Model, found: Installed, machine: Hardware) -> Finding:
-    """Does the model's native clip fit? A model that was named as the default must."""
+    """Does the model's native clip fit? For the default model it must."""
     starts = model.text_pipeline is None
     width, height = model.default_size
     native = JobSize(width * height, model.native_frames, has_image=starts)
@@ -162,7 +164,7 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _clock() -> Finding:
-    """Behind the time at which this file was written, a clock is certainly wrong."""
+    """Check the clock: it is wrong if it is earlier than this file's own time."""
     if time.time() < Path(__file__).stat().st_mtime - 24 * 3600:
         return Finding("clock", "problem", "it is behind this worker's own files; set it")
     return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
@@ -172,16 +174,16 @@ def _bucket(settings: Settings) -> Finding:
     if settings.bucket is None:
         return Finding("bucket", "ok", "none: small results come inline, large ones are refused")
     try:
-        ahead = s3.probe(settings.bucket)
+        skew_seconds = s3.probe(settings.bucket)
     except StorageFailed as problem:
         return Finding("bucket", "warning" if problem.retryable else "problem", problem.message)
-    if abs(ahead) > MOST_SKEW_SECONDS:
-        return Finding("clock", "warning", f"{abs(ahead):.0f} s from the bucket's; set it")
+    if abs(skew_seconds) > MOST_SKEW_SECONDS:
+        return Finding("clock", "warning", f"{abs(skew_seconds):.0f} s from the bucket's; set it")
     return Finding("bucket", "ok", "an object was written and removed")
 
 
 def main() -> int:
-    """Print every finding; 1 where the worker would not be fit."""
+    """Print every finding. Returns 1 if there is a problem."""
     try:
         settings = from_env(os.environ)
     except WorkerError as problem:

@@ -1,4 +1,4 @@
-"""What can go wrong, in one tree. Everything that fails on purpose in this worker is one of these.
+"""All errors of this worker, in one tree. The worker raises no others on purpose.
 
     WorkerError
     ├── ClientError              the request is at fault; the same request fails again
@@ -24,8 +24,8 @@
     │   └── UnexpectedError      INTERNAL
     └── Canceled                 CANCELED
 
-A message is public: it names the field and the rule and what to do next, and never holds a path of
-the worker, a credential, a signed URL or the value of a field that may be secret.
+A message is public. It names the field, the rule and what to do next. It never holds a path of the
+worker, a credential, a signed URL or the value of a field that may be secret.
 """
 
 import json
@@ -33,19 +33,19 @@ from typing import Any, ClassVar
 
 
 class WorkerError(Exception):
-    """A failure with a public face.
+    """A failure whose message a caller may read.
 
     Args:
-        message: what happened and what to do next, for the caller's eyes.
-        field: JSON pointer of the request field at fault (``/input/size``), if one is.
-        retryable: whether the same request may succeed later; the class's own answer by default.
+        message: what happened and what to do next.
+        field: JSON pointer of the request field at fault (``/input/size``), if there is one.
+        retryable: whether the same request may succeed later; the class's own value by default.
     """
 
     code: ClassVar[str] = "INTERNAL"
     category: ClassVar[str] = "worker"
     retryable: bool = False
     refresh_worker: ClassVar[bool] = False
-    """Whether the process can't be trusted with another job."""
+    """Whether this process should run no more jobs."""
 
     def __init__(
         self, message: str, *, field: str | None = None, retryable: bool | None = None
@@ -58,7 +58,7 @@ class WorkerError(Exception):
 
     @property
     def located(self) -> str:
-        """The message with its field, for readers who see nothing but text."""
+        """The message after its field, for readers who get only text."""
         return f"{self.field}: {self.message}" if self.field else self.message
 
 
@@ -160,7 +160,7 @@ class Canceled(WorkerError):
 
 
 def public(error: WorkerError, stage: str) -> dict[str, Any]:
-    """What a caller is told of a failure."""
+    """The fields of a failure that a caller gets."""
     return {
         "code": error.code,
         "message": error.message,

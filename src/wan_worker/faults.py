@@ -1,7 +1,7 @@
-"""What does a library's exception mean? Memory, the GPU, the disk, or something unforeseen.
+"""What does a library's exception mean? Memory, the GPU, the disk, or something unexpected.
 
-Told by names and words, so that torch need not be imported to ask.
-Not covered: what is done about it (job, pipelines).
+The names and words of the exception decide, so that torch need not be imported.
+Not covered: how the worker reacts (job, planning.out_of_memory).
 """
 
 import errno
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def classify(problem: BaseException) -> WorkerError:
-    """A library's exception as one of ours, without its words: they may hold paths or values."""
+    """One of our errors for a library's exception. Its text, with paths or values, is left out."""
     name = type(problem).__name__
     if is_out_of_memory(problem):
         return OutOfMemory("Out of memory; ask for fewer frames or pixels, or take a larger GPU")
@@ -29,7 +29,7 @@ def classify(problem: BaseException) -> WorkerError:
 
 
 def is_memory_or_gpu_fault(error: BaseException) -> bool:
-    """Whether a library's exception is about memory or the GPU, by torch's names and words."""
+    """Whether a library's exception is about memory or the GPU, judged by torch's words."""
     return is_out_of_memory(error) or is_gpu_fault(error)
 
 
@@ -42,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_gpu_fault(error: BaseException) -> bool:
-    """Whether the CUDA context is broken, so that this process can't go on."""
+    """Whether the CUDA context is broken, so that this process can't continue."""
     words = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS")
     return type(error).__name__ == "AcceleratorError" or any(w in str(error) for w in words)
 

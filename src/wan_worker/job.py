@@ -3,17 +3,14 @@
     request -> plan -> references -> generate -> upscale -> encode -> artifact -> storage
     -> response
 
-``run`` holds the only try/except that turns an exception into an answer, so whatever happens below
-it, the platform gets a dict that is strict JSON, the temp folder goes, and the next job finds the
+``run`` holds the only try/except that turns an exception into an answer. Whatever happens below it,
+the platform gets a dict that is strict JSON, the temp folder goes, and the next job finds the
 worker as it was. The plan is complete before anything is downloaded or the GPU is touched.
 """
 
 import json
 import logging
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +18,9 @@ from typing import Any
 
 from wan_worker import clips, logs, scratch
 from wan_worker import worker as workers
-from wan_worker.catalog.models import Installed
-from wan_worker.clips import ClipContext
 from wan_worker.delivery import callback, deliver, response, storage
 from wan_worker.errors import (
     Canceled,
-    DeadlineExceeded,
-    ModelUnavailable,
     WorkerError,
     public_json,
 )
@@ -35,9 +28,7 @@ from wan_worker.faults import classify
 from wan_worker.inputs import references
 from wan_worker.machine import hardware
 from wan_worker.media.artifact import Artifact
-from wan_worker.planning import memory
 from wan_worker.planning.plan import Plan
-from wan_worker.prompts import enhance
 from wan_worker.reports import info
 from wan_worker.request import parse
 from wan_worker.request.parse import Request
@@ -51,18 +42,15 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Worker", "make_worker", "run"]
 
-CALLBACK_SECONDS = 20.0
-LAST_CALLBACK_SECONDS = 2.0
-
 
 @dataclass
 class _Known:
-    """What is known of a job so far: a failure is reported with as much."""
+    """What is known of a job so far. A failure is reported with it."""
 
     asked: Request | None = None
     planned: Plan | None = None
     peak_bytes: int | None = None
-    """Of the GPU, measured."""
+    """GPU memory, measured."""
 
 
 def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, Any]:
@@ -78,7 +66,7 @@ def run(job: Mapping[str, Any], worker: Worker, control: Control) -> dict[str, A
 
 
 def _run(job: Mapping[str, Any], worker: Worker, control: Control, counts: bool) -> dict[str, Any]:
-    """As ``run``; what counts is a job and not a question."""
+    """As ``run``. A question (``mode: info``) does not count as a job."""
     known, error = _Known(), None
     answer: dict[str, Any] = {}
     logs.event("begin", "begins")
@@ -118,90 +106,37 @@ def _completed(metadata: Mapping[str, Any], known: _Known, worker: Worker) -> No
 def _serve(
     job: Mapping[str, Any], worker: Worker, control: Control, folder: Path, known: _Known
 ) -> dict[str, Any]:
+    """request -> plan -> references -> generate ... artifact (clips) -> storage -> response."""
+    settings, policy = worker.settings, worker.policy
     control.enter("plan")
     if info.is_asked(job):
         return info.answer(job, worker.contract, workers.state(worker), workers.planner(worker))
     asked = known.asked = parse.request(job, worker.contract)
-    destination = deliver.destination(asked, worker.settings, worker.policy)
-    replan = partial(workers.planned, worker=worker)
-    asked, planned = references.plan_with(asked, replan)
+    destination = deliver.destination(asked, settings, policy)
+    asked, planned = workers.planned(asked, worker)
     known.planned = planned
-    lora_files.check(asked.loras, worker.settings, worker.policy)
+    lora_files.check(asked.loras, settings, policy)
     control.enter("fetch")
-    planned, pictures = references.gather(
-        asked, planned, replan, worker.settings, worker.policy, control
-    )
-    known.planned = planned
-    if planned.enhancer is not None:
-        control.enter("queue")
-        with _exclusive(worker.gpu, control):
-            planned = known.planned = _enhance(planned, worker, control)
+    without = partial(workers.planned_without, worker=worker)
+    planned, pictures = references.gather(asked, planned, without, settings, policy, control)
+    planned = known.planned = workers.enhanced(planned, worker, control)
     made: list[Artifact] = []
-    output_dir = worker.settings.output_dir
     with (
-        lora_files.fetched(asked.loras, worker.settings, worker.policy, control) as files,
-        deliver.saved_on_failure(made, asked, planned, destination, output_dir, control),
+        lora_files.fetched(asked.loras, settings, policy, control) as files,
+        deliver.saved_on_failure(made, asked, planned, destination, settings.output_dir, control),
     ):
-        control.enter("queue")
-        with _exclusive(worker.gpu, control):
+        with workers.gpu(worker, control):
             here = workers.installed(worker)
-            context = ClipContext(
-                worker.pool,
-                worker.hardware,
-                here,
-                workers.extras(worker),
-                files,
-                worker.settings.placement,
-                worker.ffmpeg,
-                folder,
-            )
             expected = workers.estimated(asked, planned, worker, here)
             control.expect(expected)
+            context = workers.clip_context(worker, here, files, folder)
             hardware.forget_gpu_peak(worker.hardware)
             planned = clips.make(planned, pictures, context, made, control)
             known.peak_bytes = hardware.gpu_peak_bytes(worker.hardware)
-        control.enter("upload")
         stored = deliver.artifacts(made, asked, planned, destination, control)
-        control.close_stage()
-        sizes = [artifact.bytes for artifact in made]
-        worker.record.add(estimate.learn(expected.work, control.stage_times, sizes))
+    sizes = [artifact.bytes for artifact in made]
+    worker.record.add(estimate.learn(expected.work, control.stage_times, sizes))
     return response.completed(asked, planned, stored, control)
-
-
-def _enhance(planned: Plan, worker: Worker, control: Control) -> Plan:
-    """The plan with its prompt rewritten; the user's own, with a notice, where that fails."""
-    component, found = workers.enhancer(worker)
-    here = workers.installed(worker)[planned.model.id]
-    tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
-
-    def load() -> enhance.Enhancer:
-        if found is None:  # it was there when the job was planned
-            raise ModelUnavailable(f"{component.repository} is gone")
-        weighs = Installed({component.name: found.weight_bytes}, found.tiny)
-        size = memory.loaded_bytes(weighs, worker.hardware)[component.name]
-        loaded: enhance.Enhancer = worker.pool.single(
-            component, found.folder, size, enhance.CHAT_BYTES
-        )
-        return loaded
-
-    def count_tokens(text: str) -> int:
-        reader = worker.pool.single(tokenizer, here.folders[tokenizer.name], 0)
-        return len(reader(text, verbose=False).input_ids)
-
-    return enhance.rewrite(
-        planned, load, lambda: worker.pool.drop(component), count_tokens, control
-    )
-
-
-@contextmanager
-def _exclusive(gpu: threading.Lock, control: Control) -> Iterator[None]:
-    """Hold the GPU; give up waiting when the job is cancelled or late."""
-    while not gpu.acquire(timeout=0.1):
-        control.check()
-    try:
-        yield
-    finally:
-        gpu.release()
 
 
 def _notify(
@@ -212,37 +147,22 @@ def _notify(
     known: _Known,
     control: Control,
 ) -> None:
-    """Tell the callback how the job ended; what goes wrong there is a warning and no more."""
+    """Tell the callback how the job ended. A failure there is a warning, and no more."""
     given = job.get("input")
     url = given.get("callback_url") if isinstance(given, dict) else None
     if not isinstance(url, str) or (error is not None and error.field == callback.FIELD):
         return
     job_id = str(job.get("id", "local"))
-    if error is None:
-        assets = answer["assets"]
-        body = callback.completed(
-            job_id,
-            [a["key"] for a in assets if "key" in a],
-            [a["url"] for a in assets if "url" in a],
-            answer["metadata"],
-        )
-    else:
-        body = callback.failed(
-            job_id,
-            error.located,
-            error_type=error.code,
-            job_type=None if known.asked is None else known.asked.job_type,
-            wan_task=None if known.planned is None else known.planned.model.wan_task,
-            timestamp=int(time.time()),
-        )
-    # A job that should be gone must not hold the next one up for long.
-    ended = isinstance(error, Canceled | DeadlineExceeded)
-    budget = LAST_CALLBACK_SECONDS if ended else CALLBACK_SECONDS
-    if not ended and control.seconds_left is not None:
-        budget = max(LAST_CALLBACK_SECONDS, min(budget, control.seconds_left))
-    problem = callback.send(
-        url, body, worker.settings.callback_secrets, worker.policy, seconds=budget
+    body = callback.body(
+        job_id,
+        answer,
+        error,
+        job_type=known.asked.job_type if known.asked else None,
+        wan_task=known.planned.model.wan_task if known.planned else None,
     )
+    seconds = callback.budget(error, control.seconds_left)
+    secrets = worker.settings.callback_secrets
+    problem = callback.send(url, body, secrets, worker.policy, seconds=seconds)
     if problem is not None:
         log.warning("job %s: %s", storage.job_folder(job_id), problem)
         if error is None:

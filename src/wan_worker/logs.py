@@ -1,18 +1,18 @@
-"""What may stand in the log? Every record is one entry, whatever a library or a server has said.
+"""How does the log stay safe? Every record becomes exactly one entry, and no secret gets in.
 
-Exceptions of libraries quote what they were given: a name with newlines in it could write entries
-of its own, a URL brings its signature along. ``install`` has every record of this process made safe
-where it is made, so that the handlers that libraries bring of their own are covered too:
+Exceptions of libraries quote their input. A name with newlines could forge entries, and a URL
+contains its signature. ``install`` makes every record of this process safe when it is created, so
+that it also covers the handlers that libraries add:
 
-- a message is one line: control characters, newlines among them, are escaped, and it is cut;
-- each line of a traceback begins with a bar, as no entry does;
+- a message is one line: control characters, such as newlines, are escaped, and long ones are cut;
+- each line of a traceback begins with a bar; no entry does;
 - the queries of URLs, their passwords and inline data are left out.
 
-An entry is a line of text, or of JSON (``LOG_FORMAT``) with the same message and, within a job, the
-job's id and stage: whatever is logged there, by whichever library. A job's begin, stages and end
-are entries of their own, with ``event``.
+An entry is a line of text, or of JSON (``LOG_FORMAT``) with the same message. During a job, each
+JSON entry also has the job's id and stage, whichever library logs it. The begin, the stages and the
+end of a job are separate entries, with ``event``.
 
-Not covered: what RunPod's SDK prints (JSON, which escapes), and what is printed without logging.
+Not covered: output of RunPod's SDK (JSON, which escapes), and output that is not logged.
 """
 
 import json
@@ -35,63 +35,63 @@ _log = logging.getLogger("wan_worker.job")
 
 MESSAGE_CHARACTERS: Final = 2_000
 TRACEBACK_LINES: Final = 60
-"""The last ones: there the exception is."""
+"""The last lines are kept: they name the exception."""
 LINE_CHARACTERS: Final = 500
 
 _BAR: Final = "    | "
 
 _HIDDEN: Final = (
-    # A query, of a whole URL or of the path alone, as urllib3 has it.
+    # A query, of a whole URL or only of its path, as urllib3 logs it.
     (re.compile(r"""\?[^\s"'<>=?]{1,200}=[^\s"'<>]*"""), "?..."),
     (re.compile(r"(?<=://)[^\s/@]+@"), "...@"),
     (re.compile(r"\bdata:[\w.+/;=-]{0,100},[\w+/=%-]+"), "data:..."),
 )
 _CONTROL: Final = re.compile(
-    # C0 and C1, the separators that some viewers break lines at, what turns text around, and
-    # halves of surrogate pairs, which no stream can write.
+    # C0 and C1; separators at which some viewers break lines; characters that change the text's
+    # direction; and halves of surrogate pairs, which no stream can write.
     "[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Whose the thread's entries are."""
+    """The job that the thread's entries belong to."""
 
     id: str
     stage: Callable[[], str]
     told: bool
-    """Its events are entries."""
+    """Its events are logged."""
 
 
 _current: ContextVar[_Job | None] = ContextVar("job", default=None)
 
 
 def start(level: str, form: LogFormat = "text") -> None:
-    """Send the process's log to standard error, each entry safe."""
+    """Send the process's log to standard error, with every entry made safe."""
     install()
     handler = logging.StreamHandler()
     handler.setFormatter(Json() if form == "json" else logging.Formatter(TEXT))
-    # By force: RunPod's SDK has configured logging at import.
+    # force is needed: RunPod's SDK configures logging when it is imported.
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # Libraries log request lines, which hold presigned URLs.
+    # These libraries log request lines, which contain presigned URLs.
     for library in ("botocore", "boto3", "s3transfer", "urllib3", "aiohttp"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def install() -> None:
-    """From now on, make every log record safe, and log what libraries warn of."""
+    """From now on, make every log record safe, and log the warnings of libraries."""
     logging.setLogRecordFactory(_record)
     logging.captureWarnings(True)
 
 
 @contextmanager
 def of_job(job_id: str, stage: Callable[[], str], told: bool = True) -> Iterator[None]:
-    """What this thread logs in the block is that job's.
+    """Inside the block, entries of this thread belong to this job.
 
     Args:
         job_id: safe to log.
-        stage: asked at each entry.
-        told: events of this job are logged; of a question, which is asked often, failures alone.
+        stage: called for each entry.
+        told: log the job's events. Questions are frequent, so only their failures are logged.
     """
     token = _current.set(_Job(job_id, stage, told))
     try:
@@ -101,11 +101,11 @@ def of_job(job_id: str, stage: Callable[[], str], told: bool = True) -> Iterator
 
 
 def event(name: str, words: str, level: int = logging.INFO, **facts: str | float | None) -> None:
-    """Log that something has happened to the job of this thread, if there is one.
+    """Log an event of this thread's job, if it has a job.
 
     Args:
         name: begin, stage or end.
-        words: the same for people.
+        words: the same, in words for people.
     """
     job = _current.get()
     if job is not None and (job.told or level >= logging.WARNING):
@@ -114,7 +114,7 @@ def event(name: str, words: str, level: int = logging.INFO, **facts: str | float
 
 
 class Json(logging.Formatter):
-    """Each entry as one JSON object on a line of its own."""
+    """Formats each entry as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -132,7 +132,7 @@ class Json(logging.Formatter):
 
 
 def _plain(value: Any) -> Any:
-    """Numbers that JSON has, and texts that are safe."""
+    """A number that JSON can hold, or a safe text."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -141,18 +141,18 @@ def _plain(value: Any) -> Any:
 
 
 def line(text: str, most: int = MESSAGE_CHARACTERS) -> str:
-    """A text of anybody as one line of the log."""
-    cut = text[: most * 8]  # not to search gigabytes; what is hidden below makes it shorter
-    for pattern, instead in _HIDDEN:
-        cut = pattern.sub(instead, cut)
+    """Any text as one safe line of the log."""
+    cut = text[: most * 8]  # so as not to search gigabytes; hiding makes it shorter still
+    for pattern, replacement in _HIDDEN:
+        cut = pattern.sub(replacement, cut)
     more = "..." if len(text) > most * 8 or len(cut) > most else ""
     return _CONTROL.sub(_escaped, cut[:most]) + more
 
 
 def lines(problem: BaseException) -> str:
-    """A traceback, of which no line can be taken for an entry of its own."""
+    """A traceback; none of its lines can look like an entry."""
     text = "".join(traceback.format_exception(problem)).splitlines()[-TRACEBACK_LINES:]
-    return "\n".join(_BAR + line(each, LINE_CHARACTERS) for each in text)
+    return "\n".join(_BAR + line(row, LINE_CHARACTERS) for row in text)
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -163,12 +163,12 @@ def _record(*args: Any, **named: Any) -> logging.LogRecord:
     record = logging.LogRecord(*args, **named)
     try:
         message = record.getMessage()
-    except Exception as problem:  # noqa: BLE001 (a wrong call of a library's must not end a job)
+    except Exception as problem:  # noqa: BLE001 (a library's wrong call must not end a job)
         message = f"a message that could not be formatted ({type(problem).__name__})"
     record.msg, record.args = line(message), None
     job = _current.get()
     if job is not None:
         record.job = {"job": job.id, "stage": job.stage()}
     if record.exc_info and record.exc_info[1] is not None:
-        record.exc_text = lines(record.exc_info[1])  # formatters take it where there is one
+        record.exc_text = lines(record.exc_info[1])  # formatters use it if it is set
     return record

@@ -1,9 +1,9 @@
 """Bring models into memory while the worker waits for its first job (``PRELOAD_MODELS``).
 
-What a first job would wait for (importing torch, reading gigabytes) is done before it comes. A job
-that comes meanwhile waits for the model that is being loaded, no longer: the GPU is let go of
-between two. A model that can't be loaded is a line in the log; a job that needs it gets the error.
-Not covered: which models a job takes (choose), and what stays in memory (pipelines).
+Otherwise the first job would wait while torch is imported and gigabytes are read. A job that comes
+meanwhile waits only for the model that is being loaded: the GPU lock is released after each model.
+If a model can't be loaded, the log says so, and a job that needs it gets the error.
+Not covered: which model a job takes (planning.model_choice), what stays in memory (pipelines.pool).
 """
 
 import logging
@@ -28,7 +28,7 @@ THREAD: Final = "preload"
 
 
 def begin(worker: Worker) -> threading.Thread | None:
-    """Start loading in the background; None where nothing is asked for."""
+    """Start loading in the background; None if no model is named."""
     if not worker.settings.preload_models:
         return None
     thread = threading.Thread(target=run, args=(worker,), name=THREAD, daemon=True)
@@ -37,7 +37,7 @@ def begin(worker: Worker) -> threading.Thread | None:
 
 
 def run(worker: Worker) -> None:
-    """Load the models one after the other, in the order in which they are named."""
+    """Load the models one after the other, in the order of PRELOAD_MODELS."""
     for name in worker.settings.preload_models:
         started = time.monotonic()
         try:
@@ -52,29 +52,29 @@ def run(worker: Worker) -> None:
 
 def _load(worker: Worker, name: str) -> None:
     settings = worker.settings
-    here = store.installed(settings.models_dir, settings.volume_dir)
+    installed = store.installed(settings.models_dir, settings.volume_dir)
     planned = plan.make(
         _native(MODELS[name]),
         worker.hardware,
-        here,
+        installed,
         placement=settings.placement,
         weight_type=settings.weight_type,
-        compiling=CompilePolicy("off"),  # which is done for the shapes of a job
+        compiling=CompilePolicy("off"),  # compiling needs the shapes of a real job
     )
-    pipeline = worker.pool.pipeline(planned, here[name], lambda: None)
+    pipeline = worker.pool.pipeline(planned, installed[name], lambda: None)
     offload.arrange(pipeline, planned)
 
 
 def _native(model: Model) -> Request:
-    """What the model is made for: its layout in memory is then the one that most jobs have."""
-    still = "a picture" if model.text_pipeline is None else None
+    """The model's native request: most jobs have the same layout in memory."""
+    picture = "a picture" if model.text_pipeline is None else None
     return Request(
         job_id="preload",
         mode="video",
         model=model.id,
         outputs=(Output("", 0),),
-        image=still,
-        last_image=still if model.last_image == "required" else None,
+        image=picture,
+        last_image=picture if model.last_image == "required" else None,
         size=model.default_size,
         size_is_explicit=True,
     )

@@ -1,9 +1,9 @@
-"""A job's own temp folder, and those that killed workers left behind.
+"""Makes a temp folder for each job, and removes the folders that killed workers left behind.
 
-The folder's name holds the process id, so that the next start can tell whose it was: a process that
-is gone, or an earlier one of our own number (in a container the worker mostly has the same one).
-Not covered: workers in two containers that share one temp folder, whose numbers mean nothing to
-each other; RunPod gives each container its own.
+The folder's name contains the process id, so that the next start knows its owner: a process that
+is gone, or an earlier one with our own id (in a container the worker mostly gets the same id).
+Not covered: workers in two containers with one temp folder, which can't see each other's processes;
+RunPod gives each container its own folder.
 """
 
 import logging
@@ -23,19 +23,19 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A fresh folder for one job, gone with everything in it when the job is."""
+    """A new folder for one job. It is removed with its contents when the job ends."""
     prefix = f"{PREFIX}{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
 def sweep() -> None:
-    """Remove the folders of workers that were killed. For the start, before the first job."""
+    """Remove the folders of killed workers. Call it at the start, before the first job."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        named = re.fullmatch(rf"{PREFIX}(\d+)-\w+", path.name)
-        if named is None or path.is_symlink() or not path.is_dir():
+        match = re.fullmatch(rf"{PREFIX}(\d+)-\w+", path.name)
+        if match is None or path.is_symlink() or not path.is_dir():
             continue
-        process = int(named[1])
+        process = int(match[1])
         if process == os.getpid() or not _alive(process):
             shutil.rmtree(path, ignore_errors=True)
             log.info("removed %s, left by a worker that was killed", path.name)
@@ -46,6 +46,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # somebody else's, or not one of this system
+    except (PermissionError, OverflowError):  # another user's process, or no id of this system
         return True
     return True

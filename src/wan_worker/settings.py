@@ -1,7 +1,7 @@
-"""What did the operator configure? The only reader of the environment.
+"""What did the operator configure? This module alone reads the environment.
 
-``from_env`` reports every problem at once, so that an operator fixes a broken deployment in one
-go. Empty variables count as unset: RunPod's form fields send empty strings.
+``from_env`` reports all problems together, so that an operator can fix them in one go. An empty
+variable counts as unset, because RunPod's form fields send empty strings.
 Not covered: RUNPOD_* variables that the SDK itself reads (log level, webhooks, fitness checks).
 """
 
@@ -24,12 +24,12 @@ Compile = Literal["on", "off"]
 
 DAY_SECONDS = 86_400
 MAX_URL_EXPIRY_SECONDS = 7 * DAY_SECONDS
-"""Signature version 4 allows no longer presigned URL."""
+"""The longest that signature version 4 allows a presigned URL to live."""
 
 
 @dataclass(frozen=True)
 class Secret:
-    """A string that never prints itself. ``reveal`` where it is used, and nowhere else."""
+    """A string that never prints itself. Call ``reveal`` only where the value is used."""
 
     _value: str
 
@@ -44,7 +44,7 @@ class Secret:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where assets go in S3, or in anything that speaks it."""
+    """Where assets go in S3, or in another store with S3's interface."""
 
     endpoint_url: str
     access_key_id: Secret
@@ -61,9 +61,9 @@ class Settings:
 
     models_dir: Path = Path("models")
     hub_token: Secret | None = None
-    """For repositories on the Hub that ask for one."""
+    """For Hub repositories that need a token."""
     volume_dir: Path = Path("/runpod-volume")
-    """RunPod's network volume, looked at for weights where it is mounted."""
+    """RunPod's network volume; the worker also looks for weights there, if it is mounted."""
     default_model: str | None = None
     preload_models: tuple[str, ...] = ()
     """Loaded in the background at the start, in this order."""
@@ -76,45 +76,45 @@ class Settings:
     worker_concurrency: int = 1
     job_timeout_seconds: int | None = None
     placement: Placement | None = None
-    """Where weights are kept: resident, sequential or group; None leaves it to the plan."""
+    """Placement of the weights: resident, sequential or group; None: the plan chooses."""
     weight_type: WeightType | None = None
-    """Type of the transformers' weights for requests that ask for none: bf16, fp8 or int8."""
+    """Type of the transformers' weights, if a request names none: bf16, fp8 or int8."""
     compile: Compile | None = None
-    """Whether the transformers' blocks are compiled; None leaves it to the plan."""
+    """Whether the transformers' blocks are compiled; None: the plan chooses."""
     compile_cache_dir: Path | None = None
-    """Where what was compiled is kept; None: in the container, which forgets it."""
+    """Folder of the compiled code; None: in the container, where it is lost."""
     max_image_bytes: int = 20 * 1024**2
     max_image_pixels: int = 40_000_000
     max_lora_bytes: int = 2 * 1024**3
-    """Largest LoRA that is downloaded, if the cache can hold it."""
+    """Largest LoRA that the worker downloads, if the cache can hold it."""
     lora_cache_dir: Path = Path("lora-cache")
     lora_cache_bytes: int = 10 * 1024**3
-    """Downloaded LoRAs kept on disk; the least recently used ones go first."""
+    """Space on disk for downloaded LoRAs; the least recently used are removed first."""
     log_level: str = "INFO"
     log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"
-    """Address that the HTTP API listens on; any but this machine's own needs a key."""
+    """Address that the HTTP API listens on; if other machines can reach it, a key is needed."""
     api_port: int = 8000
     api_key: Secret | None = None
     api_admin_key: Secret | None = None
-    """For what changes the machine; None: the API key is enough."""
+    """For requests that change the machine; None: the API key is enough."""
     api_cors_origins: tuple[str, ...] = ()
-    """Web pages of other hosts that may use the API."""
+    """Origins of other hosts' web pages that may use the API."""
     api_max_body_bytes: int = 64 * 1024**2
     queue_limit: int = 100
     """Jobs that may wait at the HTTP API."""
     state_dir: Path = Path("state")
-    """The HTTP API's ledger of jobs, and what was measured on this machine (tuning)."""
+    """Folder of the HTTP API's ledger and of this machine's measurements (machine.tuning)."""
     allow_private_urls: bool = False
     on_platform: bool = False
-    """True inside RunPod's serverless loop, where nobody can read a local folder."""
+    """True inside RunPod's serverless loop: there, callers can't read a local folder."""
 
 
 def from_env(env: Mapping[str, str]) -> Settings:
     """Read and check the environment.
 
     Raises:
-        ConfigInvalid: with one line per problem; values of secrets are not repeated.
+        ConfigInvalid: one line for each problem, without the values of secrets.
     """
     problems: list[str] = []
 
@@ -224,7 +224,7 @@ def _bucket(env: Mapping[str, str], problems: list[str]) -> Bucket | None:
 
 
 def is_endpoint(url: str) -> bool:
-    """An http(s) URL of a host that boto3 takes: no user, query or fragment."""
+    """Whether it is an http(s) URL that boto3 takes: no user, query or fragment."""
     match = re.fullmatch(
         r"https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:([0-9]{1,5}))?(/[A-Za-z0-9._~/-]*)?",
         url,
@@ -234,13 +234,13 @@ def is_endpoint(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, which no other machine reaches."""
+    """Whether an address is this machine's own, so that no other machine can reach it."""
     return host == "localhost" or ipaddress.ip_address(host).is_loopback
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(raw: str) -> int:
-        # Not int() alone: it takes '1_000' and '１２'.
+        # int() alone would also take '1_000' and '１２'.
         if not re.fullmatch(r"[0-9]{1,18}", raw, re.ASCII) or not low <= int(raw) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}, got {raw[:40]!r}")
         return int(raw)
@@ -249,7 +249,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def _one_of(*choices: T) -> Callable[[str], T | None]:
-    """One of these words, or auto for None."""
+    """A parser of one of these words; auto means None."""
 
     def parse(raw: str) -> T | None:
         if raw.lower() == "auto":
@@ -263,7 +263,7 @@ def _one_of(*choices: T) -> Callable[[str], T | None]:
 
 
 def _names(raw: str) -> tuple[str, ...]:
-    """Words with commas or spaces between them."""
+    """Words, separated by commas or spaces."""
     return tuple(dict.fromkeys(raw.replace(",", " ").split()))
 
 
@@ -293,7 +293,7 @@ def _origins(raw: str) -> tuple[str, ...]:
 
 
 def _boolean(raw: str) -> bool:
-    # RunPod's own guard takes these three for true; any other word must not be silently false.
+    # RunPod's own guard takes these three for true; another word must not mean false silently.
     if raw.lower() in ("1", "true", "yes"):
         return True
     if raw.lower() in ("0", "false", "no"):
@@ -323,7 +323,7 @@ def _log_format(raw: str) -> LogFormat:
 
 def _is_base64(text: str) -> bool:
     try:
-        # Unpadded keys are common; receivers' libraries take them.
+        # Keys without padding are common, and the receivers' libraries take them.
         base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
         return False
@@ -331,7 +331,7 @@ def _is_base64(text: str) -> bool:
 
 
 def _secrets(raw: str) -> tuple[Secret, ...]:
-    """One key, or two separated by a space or comma while keys are being rotated."""
+    """One key or several, separated by spaces or commas; two while keys are being rotated."""
     keys = [part for part in re.split(r"[\s,]+", raw) if part]
     if not keys:
         raise ValueError("holds no key")

@@ -1,22 +1,25 @@
-"""What do all jobs share, and what follows from it for a request: the plan, its time, the answers?
+"""What do all jobs share, and what plan and estimate does it make of a request?
 
-One ``Worker`` is made at the process's start. What can change while it runs is asked anew for each
-job: which weights are installed, and what others hold of the GPU.
-Not covered: carrying a job out (job).
+One ``Worker`` is made when the process starts. What can change while it runs is asked again for
+each job: which weights are installed, and how much of the GPU others hold.
+Not covered: the order of a job's stages (job).
 """
 
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from wan_worker.catalog import components
 from wan_worker.catalog.components import Component
 from wan_worker.catalog.models import MODELS, Installed
+from wan_worker.clips import ClipContext
 from wan_worker.delivery import deliver
-from wan_worker.errors import ConfigInvalid, ModelCorrupt, ModelUnavailable
+from wan_worker.errors import ConfigInvalid, ModelCorrupt, ModelUnavailable, WorkerError
 from wan_worker.inputs import references
 from wan_worker.inputs.dialing import Policy
 from wan_worker.machine import hardware
@@ -25,19 +28,23 @@ from wan_worker.machine.tuning import Tuning
 from wan_worker.media import encode
 from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
-from wan_worker.planning import segments
+from wan_worker.planning import enhancer as enhancing
+from wan_worker.planning import memory, segments
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.speedups import CompilePolicy
 from wan_worker.prompts import enhance
 from wan_worker.reports import info, model_advice
 from wan_worker.request import schema
+from wan_worker.request.fallback import fewer_pictures
 from wan_worker.request.parse import Request
 from wan_worker.request.schema import Contract
 from wan_worker.settings import Settings
 from wan_worker.timing import estimate, work
 from wan_worker.timing.estimate import Estimate
+from wan_worker.timing.progress import Control
 from wan_worker.timing.record import Record
 from wan_worker.weights import lora_files, store
+from wan_worker.weights.lora_files import LoraFile
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +93,39 @@ def make(settings: Settings) -> Worker:
     )
 
 
-def planned(asked: Request, worker: Worker) -> Plan:
+def planned(asked: Request, worker: Worker) -> tuple[Request, Plan]:
     """What is to be done for a request, on this machine as it is now.
+
+    Returns:
+        The request, and its plan. With ``reference_fallback`` and no model here for its pictures:
+        the request with fewer of them.
 
     Raises:
         WorkerError: as the planner refuses it; ModelCorrupt where weights were whole once.
     """
+    try:
+        return asked, _plan(asked, worker)
+    except ModelUnavailable as problem:
+        if not asked.references or asked.model != "auto" or not asked.reference_fallback:
+            raise
+        return planned_without("last_image_url", asked, problem, worker=worker)
+
+
+def planned_without(
+    field: str, asked: Request, problem: WorkerError, *, worker: Worker
+) -> tuple[Request, Plan]:
+    """The same without the picture of one field, else without any picture.
+
+    Raises:
+        WorkerError: ``problem``, where neither can be planned: the picture is what to mend.
+    """
+    for fewer in fewer_pictures(asked, field, problem):
+        with suppress(WorkerError):
+            return fewer, _plan(fewer, worker)
+    raise problem
+
+
+def _plan(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
         here, machine = installed(worker), worker.tuning.known(hardware.refresh(worker.hardware))
@@ -107,7 +141,9 @@ def planned(asked: Request, worker: Worker) -> Plan:
         )
         if not asked.enhance_prompt:
             return plan
-        return enhance.decide(plan, here[plan.model.id], machine, *enhancer(worker))
+        component, found = enhancer(worker)
+        weights = None if found is None else _weights_of(component, found)
+        return enhancing.decide(plan, here[plan.model.id], machine, component, weights)
     except ModelUnavailable:
         broken = store.damaged(settings.models_dir)
         if broken:
@@ -118,31 +154,94 @@ def planned(asked: Request, worker: Worker) -> Plan:
         raise
 
 
+@contextmanager
+def gpu(worker: Worker, control: Control) -> Iterator[None]:
+    """Hold the GPU. Waiting for it is stage ``queue``; a job that is cancelled or late gives up."""
+    control.enter("queue")
+    while not worker.gpu.acquire(timeout=0.1):
+        control.check()
+    try:
+        yield
+    finally:
+        worker.gpu.release()
+
+
+def enhanced(planned: Plan, worker: Worker, control: Control) -> Plan:
+    """The plan with its prompt rewritten, where it says so. Holds the GPU meanwhile.
+
+    Where rewriting fails: the user's own prompt, with a notice.
+    """
+    if planned.enhancer is None:
+        return planned
+    with gpu(worker, control):
+        component, found = enhancer(worker)
+        here = installed(worker)[planned.model.id]
+        tokenizer = next(c for c in planned.model.components if c.role == "tokenizer")
+
+        def load() -> enhance.Enhancer:
+            if found is None:  # it was there when the job was planned
+                raise ModelUnavailable(f"{component.repository} is gone")
+            sizes = memory.loaded_bytes(_weights_of(component, found), worker.hardware)
+            size = sizes[component.name]
+            loaded: enhance.Enhancer = worker.pool.single(
+                component, found.folder, size, enhancing.CHAT_BYTES
+            )
+            return loaded
+
+        def count_tokens(text: str) -> int:
+            reader = worker.pool.single(tokenizer, here.folders[tokenizer.name], 0)
+            return len(reader(text, verbose=False).input_ids)
+
+        drop = partial(worker.pool.drop, component)
+        return enhance.rewrite(planned, load, drop, count_tokens, control)
+
+
+def clip_context(
+    worker: Worker, here: Mapping[str, Installed], loras: tuple[LoraFile, ...], folder: Path
+) -> ClipContext:
+    """What a job's clips are made with.
+
+    Args:
+        here: the installed models, by id.
+        folder: the job's own.
+    """
+    return ClipContext(
+        worker.pool,
+        worker.hardware,
+        here,
+        extras(worker),
+        loras,
+        worker.settings.placement,
+        worker.ffmpeg,
+        folder,
+    )
+
+
 def estimated(
     asked: Request,
     plan: Plan,
     worker: Worker,
     here: Mapping[str, Installed] | None = None,
 ) -> Estimate:
-    """How long it takes once it has the GPU, as things are now.
+    """How long the job takes once it has the GPU, as things are now.
 
     Args:
-        here: what is installed, for somebody who has looked already.
+        here: the installed models; None looks for them.
     """
     settings, pool = worker.settings, worker.pool
     done = work.AlreadyDone(
         loaded=pool.loaded,
-        knows=pool.embeddings.knows,
+        has_embedding=pool.embeddings.knows,
         imported="diffusers" in sys.modules,
-        to=deliver.place(asked, settings),
-        seen=worker.record.has,
+        destination=deliver.place(asked, settings),
+        measured=worker.record.has,
     )
     to_do = work.stages(plan, installed(worker) if here is None else here, done)
     return estimate.make(to_do, worker.record.samples, worker.hardware)
 
 
 def planner(worker: Worker) -> info.Planner:
-    """What questions about jobs are answered by."""
+    """What ``mode: info`` plans and estimates with."""
     settings, here = worker.settings, installed(worker)
     machine = worker.tuning.known(hardware.refresh(worker.hardware))
     everything, beside = model_advice.complete(here), model_advice.complete_extras(extras(worker))
@@ -161,7 +260,7 @@ def planner(worker: Worker) -> info.Planner:
 
 
 def check(asked: Request, worker: Worker) -> None:
-    """Refuse, beside its plan, what can be refused before anything is fetched.
+    """Refuse what its plan does not refuse and what needs no fetch.
 
     Raises:
         InvalidRequest, Unsupported: a LoRA is not here, or is none.
@@ -174,17 +273,17 @@ def check(asked: Request, worker: Worker) -> None:
 
 
 def installed(worker: Worker) -> dict[str, Installed]:
-    """Asked for each job: weights may be installed while the worker runs."""
+    """The installed models, by id. Asked for each job: more may come while the worker runs."""
     return store.installed(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def extras(worker: Worker) -> dict[str, Installed]:
-    """Components beside the models, by name."""
+    """The installed components that no model has, by name."""
     return store.extras(worker.settings.models_dir, worker.settings.volume_dir)
 
 
 def state(worker: Worker) -> info.State:
-    """What questions about the worker are answered from."""
+    """What ``mode: info`` tells about the worker."""
     models, volume = worker.settings.models_dir, worker.settings.volume_dir
     return info.State(
         hardware=hardware.refresh(worker.hardware),
@@ -204,3 +303,7 @@ def enhancer(worker: Worker) -> tuple[Component, store.Found | None]:
     settings = worker.settings
     component = components.enhancer(settings.enhancer_model)
     return component, store.locate(component, settings.models_dir, settings.volume_dir)
+
+
+def _weights_of(component: Component, found: store.Found) -> Installed:
+    return Installed({component.name: found.weight_bytes}, found.tiny)

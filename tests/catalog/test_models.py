@@ -51,6 +51,13 @@ def test_a_models_numbers_fit_together(model_id: str) -> None:
     assert model.two_experts == any(c.role == "transformer_2" for c in model.components)
 
 
+@pytest.mark.parametrize("model_id", MODELS)
+def test_what_is_published_beside_a_model_is_the_models_own(model_id: str) -> None:
+    model = MODELS[model_id]
+    assert all(name.startswith(f"{model_id}.turbo") for name in model.turbo_names)
+    assert [m.id for m in MODELS.values() if m.title == model.title] == [model_id]
+
+
 @pytest.fixture
 def meta() -> Iterator[None]:
     """Modules are built without memory for their weights."""
@@ -64,39 +71,16 @@ def parameters(module: Any) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in module.named_parameters()}
 
 
-SMALL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "in_channels": 16}
-LARGE = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
-CLIP_PARTS = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
-SHAPES: dict[str, dict[str, Any]] = {
-    T2V: SMALL,
-    "wan2.1-vace-1.3b": SMALL | {"vace_layers": list(range(0, 30, 2)), "vace_in_channels": 96},
-    "wan2.2-ti2v-5b": {
-        "num_attention_heads": 24,
-        "ffn_dim": 14336,
-        "num_layers": 30,
-        "in_channels": 48,
-        "out_channels": 48,
-    },
-    "wan2.1-t2v-14b": LARGE | {"in_channels": 16},
-    I2V: LARGE | CLIP_PARTS,
-    "wan2.1-i2v-14b-720p": LARGE | CLIP_PARTS,
-    "wan2.1-flf2v-14b-720p": LARGE | CLIP_PARTS | {"pos_embed_seq_len": 514},
-    "wan2.2-t2v-a14b": LARGE | {"in_channels": 16},
-    "wan2.2-i2v-a14b": LARGE | {"in_channels": 36},
-}
-"""Every transformer's configuration, as its repository has it."""
-
-
 @pytest.mark.parametrize("model_id", MODELS)
 def test_a_transformers_size_is_that_of_its_class(meta: None, model_id: str) -> None:
     import diffusers
 
-    parts = [c for c in MODELS[model_id].components if c.role.startswith("transformer")]
-    assert parts
+    model = MODELS[model_id]
+    parts = [c for c in model.components if c.role.startswith("transformer")]
+    assert len(parts) == 1 + model.two_experts
     for component in parts:
         cls = getattr(diffusers, component.class_name.removeprefix("diffusers:"))
-        always = {"attention_head_dim": 128, "out_channels": 16, "text_dim": 4096}
-        counted = parameters(cls(**(always | SHAPES[model_id])))
+        counted = parameters(cls(**model.config.arguments()))
         kept = set(cls._keep_in_fp32_modules)
         wide = sum(n for name, n in counted.items() if kept & set(name.split(".")))
         total = sum(counted.values())

@@ -197,13 +197,13 @@ def test_a_store_that_answers_without_end_does_not_fill_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: list[int] = []
-    real = caller_store._Leash.recv_into
+    real = caller_store._LimitedSocket.recv_into
 
-    def counting(leash: caller_store._Leash, buffer: memoryview) -> int:
-        received.append(size := real(leash, buffer))
+    def counting(sock: caller_store._LimitedSocket, buffer: memoryview) -> int:
+        received.append(size := real(sock, buffer))
         return size
 
-    monkeypatch.setattr(caller_store._Leash, "recv_into", counting)
+    monkeypatch.setattr(caller_store._LimitedSocket, "recv_into", counting)
     monkeypatch.setattr(buckets, "CALLER_SECONDS", 2.0)
     endless = answering(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536)
     with endless as port, pytest.raises(StorageFailed):

@@ -1,5 +1,6 @@
 """The image's recipe, its variants, its workflows and RunPod's listing say what the code says.
 
+What the catalog decides in them is written by `make docs`, and `make check` sees to it.
 Not covered: that the image builds and serves (tests/image/run.py, `make image-test`).
 """
 
@@ -11,10 +12,11 @@ from typing import Any
 
 import grimp
 import pytest
+from docs.generate.catalog_files import layered
 from jsonschema import Draft202012Validator
 
-from tests.test_settings import BUCKET
 from wan_worker import settings
+from wan_worker.catalog.image_variants import DEFAULT, IMAGE_VARIANTS
 from wan_worker.catalog.models import EXTRAS, MODELS, components_of
 from wan_worker.errors import ConfigInvalid
 from wan_worker.request import parse
@@ -22,16 +24,9 @@ from wan_worker.request import schema as contract
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
-BAKE = (ROOT / "docker-bake.hcl").read_text("utf-8")
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text("utf-8"))
 HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text("utf-8"))
 INPUTS = {variable["key"]: variable["input"] for variable in HUB["config"]["env"]}
-
-
-def variants() -> dict[str, list[str]]:
-    """The models of every variant in docker-bake.hcl."""
-    targets = re.findall(r'target "([a-z]\S*)" \{.*?MODELS = "([^"]*)"', BAKE, re.DOTALL)
-    return {name: models.split() for name, models in targets}
 
 
 # --- Dockerfile and variants ---
@@ -53,28 +48,20 @@ def test_the_weights_stage_gets_what_the_tool_imports_and_nothing_more() -> None
     assert {name.replace("/", ".").removesuffix(".__init__") for name in copied} == needed | faces
 
 
-def test_every_component_is_a_layer_of_its_own() -> None:
-    copied = re.findall(r"^COPY --from=weights /layers/(\S+)/ /models/$", DOCKERFILE, re.MULTILINE)
-    names = [component.name for component in components_of([*MODELS, *EXTRAS])]
-    assert sorted(copied) == sorted([*names, "enhancer"])  # whichever language model was chosen
+def test_every_component_is_a_layer_of_its_own_and_the_shared_ones_come_first() -> None:
+    names = [component.name for component in layered()]
+    assert sorted(names) == sorted(c.name for c in components_of([*MODELS, *EXTRAS]))
+    assert names[:3] == ["umt5-tokenizer", "umt5-xxl", "wan2.1-vae"]
+    first_own = names.index(f"{next(iter(MODELS))}.transformer")
+    holders = {n: sum(n in m.component_names for m in MODELS.values()) for n in names}
+    assert [name for name in names[first_own:] if holders[name] > 1] == []
 
 
-def test_the_dockerfiles_default_is_the_default_variant() -> None:
-    (default,) = re.findall(r'^ARG MODELS="([^"]*)"$', DOCKERFILE, re.MULTILINE)
-    (target,) = re.findall(r'group "default" \{\s*targets = \["(\S+)"\]', BAKE)
-    assert default.split() == variants()[target]
-
-
-def test_the_variants_hold_models_of_the_catalog() -> None:
-    assert {model for models in variants().values() for model in models} <= set(MODELS)
-    assert variants()["slim"] == []
-
-
-def test_a_release_builds_every_variant() -> None:
-    workflow = (ROOT / ".github/workflows/build.yml").read_text("utf-8")
-    (matrix,) = re.findall(r"variant: \[(.*)\]", workflow)
-    (group,) = re.findall(r'group "all" \{\s*targets = \[(.*?)\]', BAKE)
-    assert matrix.split(", ") == group.replace('"', "").split(", ") == list(variants())
+def test_the_variants_hold_models_of_the_catalog_and_one_is_the_default() -> None:
+    assert {model for variant in IMAGE_VARIANTS for model in variant.models} <= set(MODELS)
+    names = [variant.name for variant in IMAGE_VARIANTS]
+    assert names.count(DEFAULT) == 1
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=str)
@@ -95,21 +82,6 @@ def test_the_listing_is_valid(name: str) -> None:
     Draft202012Validator.check_schema(schema)
     listing = json.loads((ROOT / f".runpod/{name}.json").read_text("utf-8"))
     assert [e.message for e in Draft202012Validator(schema).iter_errors(listing)] == []
-
-
-def test_the_listing_offers_every_variable_that_is_read_and_no_other() -> None:
-    read = set()
-
-    class Environment(dict[str, str]):
-        def get(self, name: str, default: Any = None) -> Any:
-            read.add(name)
-            return super().get(name, default)
-
-    settings.from_env(Environment(BUCKET))
-    # The HTTP API, which downloads models too, does not run on a serverless endpoint.
-    server = {name for name in read if name.startswith("API_")} | {"QUEUE_LIMIT", "HF_TOKEN"}
-    assert set(INPUTS) == read - server - {"RUNPOD_WEBHOOK_GET_JOB"}
-    assert len(INPUTS) == len(HUB["config"]["env"])
 
 
 def as_text(key: str, value: Any) -> str:
@@ -143,16 +115,10 @@ def test_every_option_is_one_that_the_worker_takes(key: str) -> None:
         settings.from_env({key: option["value"]})
 
 
-def test_the_default_models_on_offer_are_the_catalogs() -> None:
-    assert [o["value"] for o in INPUTS["DEFAULT_MODEL"]["options"]] == ["", *MODELS]
-
-
-def test_there_is_a_preset_for_every_variant() -> None:
-    presets = {preset["name"]: preset["defaults"] for preset in HUB["config"]["presets"]}
-    assert {name.split(":")[0] for name in presets} == set(variants())
-    for defaults in presets.values():
-        assert set(defaults) <= set(INPUTS)
-        settings.from_env({key: as_text(key, value) for key, value in defaults.items()})
+def test_every_preset_sets_what_the_worker_takes() -> None:
+    for preset in HUB["config"]["presets"]:
+        assert set(preset["defaults"]) <= set(INPUTS)
+        settings.from_env({k: as_text(k, value) for k, value in preset["defaults"].items()})
 
 
 @pytest.mark.parametrize("test", HUB_TESTS["tests"], ids=lambda test: test["name"])

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from wan_worker.errors import Canceled, FetchFailed, UrlBlocked
-from wan_worker.inputs import addresses, dialing, net
+from wan_worker.inputs import addresses, dialing, exchange, net
 from wan_worker.inputs.dialing import Policy
 
 FIELD = "/input/image_url"
@@ -486,7 +486,7 @@ def test_server_that_says_nothing_ends_at_the_deadline() -> None:
 
 
 def test_cancel_interrupts_a_stalled_download(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(net, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(exchange, "POLL_SECONDS", 0.05)
     release = threading.Event()
 
     def stall(handler: BaseHTTPRequestHandler) -> None:
@@ -670,7 +670,7 @@ def test_tls_keeps_the_name_while_the_address_is_dialled(tls_site: TlsSite) -> N
 def test_pause_in_a_tls_stream_is_waited_out(
     tls_site: TlsSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(net, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(exchange, "POLL_SECONDS", 0.02)
     tls_site.pause = 0.2
     assert get("https://secure.example/", secure_internet(tls_site, [])) == b"ok"
 

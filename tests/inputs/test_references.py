@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,9 @@ def gathered(
     given = {k: v for k, v in (QUICK | fields).items() if v is not None}
     asked = parse.request({"input": given}, worker.contract)
 
-    def replan(asked: parse.Request) -> plan.Plan:
-        return workers.planned(asked, here)
-
-    asked, planned = references.plan_with(asked, replan)
-    return references.gather(asked, planned, replan, here.settings, here.policy, Control())
+    asked, planned = workers.planned(asked, here)
+    without = partial(workers.planned_without, worker=here)
+    return references.gather(asked, planned, without, here.settings, here.policy, Control())
 
 
 def test_the_first_image_sets_the_size_and_the_last_is_cropped_to_it(

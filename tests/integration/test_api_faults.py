@@ -208,7 +208,8 @@ def test_a_server_that_could_serve_nothing_does_not_start(models_dir: Path, tmp_
 def test_a_server_whose_dispatcher_fails_says_so(models_dir: Path, tmp_path: Path) -> None:
     code = """
 import sys
-from wan_worker import api, dispatch
+from wan_worker import api
+from wan_worker.queue import dispatch
 async def keep(self): raise RuntimeError("a mistake")
 dispatch.Dispatcher._keep = keep
 sys.exit(api.main())

@@ -23,8 +23,7 @@ from tests.integration.hub import Fault, HubServer, until
 from tests.integration.repositories import I2V, T2V, TI2V_5B
 from wan_worker import job
 from wan_worker.catalog.components import CLIP, ENHANCER, UMT5, UMT5_TOKENIZER, VAE_2_1
-from wan_worker.catalog.distilled import TURBO
-from wan_worker.catalog.models import components_of
+from wan_worker.catalog.models import MODELS, components_of
 from wan_worker.errors import DiskFull, ModelCorrupt, ModelUnavailable, WorkerError
 from wan_worker.settings import Secret, Settings
 from wan_worker.timing.progress import Control
@@ -701,7 +700,7 @@ def test_a_cached_model_that_is_not_whole_does_not_count(
 # --- One file of a repository ---
 
 
-TURBO_PART = TURBO["wan2.2-t2v-a14b"][0].component
+TURBO_PART = MODELS["wan2.2-t2v-a14b"].turbo[0].component
 
 
 def test_turbos_weights_are_one_file_of_a_repository_that_holds_many(tmp_path: Path) -> None:

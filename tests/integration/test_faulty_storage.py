@@ -33,9 +33,7 @@ PART_BYTES = 5 * 1024**2
 SLOW_DOWN = Refuse(503, "SlowDown")
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 @pytest.fixture(scope="module")

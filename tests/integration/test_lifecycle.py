@@ -21,7 +21,7 @@ from tests.integration.faulty import Asked, FaultyProxy
 from tests.integration.platform import Platform
 from tests.integration.s3 import S3Server
 from tests.integration.test_faulty_storage import PART_BYTES, unfinished, visible
-from tests.integration.test_production import SLOW, download, output_of
+from tests.integration.test_production import MANY_STEPS, SLOW, download, output_of
 from tests.integration.worker import REPOSITORY, Worker
 from tests.test_job import picture
 
@@ -97,7 +97,7 @@ def is_picture(asked: Asked) -> bool:
 
 
 def test_a_job_cancelled_behind_another_leaves_that_one_alone(two: Production) -> None:
-    first = two.platform.submit(SLOW | {"num_inference_steps": 20})
+    first = two.platform.submit(MANY_STEPS)
     reach(two.platform, first, "denoise")
     second = two.platform.submit(QUICK)
     reach(two.platform, second, "queue")
@@ -226,14 +226,15 @@ import sys
 from pathlib import Path
 from tests.integration.test_faulty_storage import OUTPUT, PART_BYTES
 from tests.integration.test_storage import artifact
-from wan_worker.delivery import s3, storage
+from wan_worker.delivery import s3 as buckets
+from wan_worker.delivery import storage
 from wan_worker.timing.progress import Control
 from wan_worker.settings import Bucket, Secret
 url, key, secret, name, folder = sys.argv[1:]
-s3.PART_BYTES = PART_BYTES
+buckets.PART_BYTES = PART_BYTES
 bucket = Bucket(url, Secret(key), Secret(secret), name)
 large = artifact(Path(folder) / "large.mp4", PART_BYTES * 3)
-storage.put(large, 0, OUTPUT, "killed-parts", buckets.S3(bucket, 60), Control())
+storage.put(large, 0, OUTPUT, "killed-parts", s3.S3(bucket, 60), Control())
 """
 
 

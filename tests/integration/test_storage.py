@@ -17,6 +17,8 @@ from wan_worker.request.outputs import Output
 from wan_worker.settings import Bucket, Secret
 from wan_worker.timing.progress import Control
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 OUTPUT = Output("a cat", 1)
 
 
@@ -127,9 +129,8 @@ def test_the_probe_writes_and_removes_and_tells_the_time(s3: S3Server, bucket: B
     ids=["wrong keys", "out of reach"],
 )
 def test_the_probe_says_what_is_wrong_without_the_keys(
-    bucket: Bucket, change: dict[str, Any], retryable: bool, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, change: dict[str, Any], retryable: bool
 ) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StorageFailed) as caught:
         buckets.probe(replace(bucket, **change))
     assert caught.value.retryable is retryable

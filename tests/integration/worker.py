@@ -60,6 +60,7 @@ class Child:
                     "TMPDIR": str(self.tmp),
                     "PYTHONUNBUFFERED": "1",
                     "OMP_NUM_THREADS": "1",
+                    "OMP_WAIT_POLICY": "PASSIVE",  # as tests/conftest.py has it
                     **self._env,
                 },
                 stdin=subprocess.DEVNULL,

@@ -172,9 +172,7 @@ def test_a_file_that_is_not_the_network_is_corrupt(
         (131, 157, (2 * upscale.OVERLAP + 36, 100)),
     ],
 )
-def test_tiles_leave_no_seam(
-    factor: int, height: int, width: int, sides: tuple[int, ...]
-) -> None:
+def test_tiles_leave_no_seam(factor: int, height: int, width: int, sides: tuple[int, ...]) -> None:
     shape = Shape(4, 1, 2)
     assert shape.reach <= upscale.OVERLAP
     network, pixels = random_network(shape), picture(height, width)

@@ -101,7 +101,7 @@ def test_candidates_fit_the_gpu_and_what_is_installed(
     machine = replace(gpu(80), compute_capability=capability, packages=packages)
     assert attention_kernels.candidates(machine) == expected
     known = {name.value for name in AttentionBackendName}
-    assert set(expected) <= known & set(attention_kernels.SAID)
+    assert set(expected) <= known & set(attention_kernels.NAMES)
 
 
 def test_a_cpu_has_torchs_own_and_nothing_to_say() -> None:

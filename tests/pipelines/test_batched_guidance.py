@@ -69,7 +69,7 @@ def test_the_latents_are_those_of_two_calls_within_rounding(
     remembering: bool,
 ) -> None:
     if not remembering:
-        monkeypatch.setattr(activations, "REMEMBERING_TOKENS", 0)
+        monkeypatch.setattr(activations, "TEXT_CACHE_TOKENS", 0)
     planned = make_plan(every_worker, model=model, **changes)
     planned = replace(planned, batch_size=len(planned.outputs))
     apart = denoise(every_worker, planned)
@@ -181,7 +181,7 @@ def test_its_memory_is_that_of_a_batch_of_two() -> None:
     model = plan_of().model
     small = activations._SMALL_TENSORS
     apart = activations.denoise_bytes(model, job) - small
-    at_once = activations.denoise_bytes(model, replace(job, together=True)) - small
+    at_once = activations.denoise_bytes(model, replace(job, batched_guidance=True)) - small
     assert apart < at_once < 2 * apart
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
-from tests.catalog.test_models import SHAPES
 from wan_worker.catalog.models import MODELS
 from wan_worker.pipelines import quantize
 from wan_worker.pipelines.quantize import stored_bytes
@@ -118,9 +117,8 @@ def test_the_planned_bytes_are_those_of_the_narrow_class(
     assert planned.get("transformer_2", planned["transformer"]) == planned["transformer"]
     (component,) = (c for c in model.components if c.role == "transformer")
     cls = getattr(diffusers, component.class_name.removeprefix("diffusers:"))
-    always = {"attention_head_dim": 128, "out_channels": 16, "text_dim": 4096}
     with torch.device("meta"):
-        made = cls(**(always | SHAPES[model_id])).bfloat16()
+        made = cls(**model.config.arguments()).bfloat16()
     for name, weight in made.named_parameters():
         if set(cls._keep_in_fp32_modules) & set(name.split(".")):
             weight.data = weight.data.float()

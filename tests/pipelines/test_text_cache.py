@@ -35,7 +35,7 @@ def both_ways(
     assert planned.caches_text
     ours = denoise(worker, planned, pipeline)
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "REMEMBERING_TOKENS", EACH_STEP)
+        patch.setattr(activations, "TEXT_CACHE_TOKENS", EACH_STEP)
         assert not planned.caches_text
         return ours, denoise(worker, planned, pipeline)
 
@@ -158,7 +158,7 @@ def test_it_is_done_where_it_pays_and_said(changes: dict[str, Any], remembers: b
 def test_what_is_kept_is_in_the_memory_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"mode": "image", "size": "832x480", "model": "wan2.2-t2v-a14b"}
     with_it = dict(make(acceleration="exact", **asked).layout.stages)["denoise"]
-    monkeypatch.setattr(activations, "REMEMBERING_TOKENS", EACH_STEP)
+    monkeypatch.setattr(activations, "TEXT_CACHE_TOKENS", EACH_STEP)
     without = dict(make(acceleration="exact", **asked).layout.stages)["denoise"]
     kept = 40 * 2 * 2 * 2 * 512 * 5120 * 2  # layers, branches, experts, keys and values
     assert with_it - without == pytest.approx(1.1 * kept, rel=0.01)

@@ -16,7 +16,6 @@ from tests.planning.test_step_cache import CONTRACT, GPU, HERE
 from tests.test_job import codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.catalog.components import Component
-from wan_worker.catalog.distilled import TURBO, names_for
 from wan_worker.catalog.models import EXTRAS, MODELS, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.pipelines import lora, pool
@@ -51,11 +50,11 @@ def run(worker: jobs.Worker, changes: dict[str, Any]) -> Answer:
     return jobs.run({"id": "t", "input": fields}, worker, Control())
 
 
-@pytest.mark.parametrize("model_id", list(TURBO))
+@pytest.mark.parametrize("model_id", [model.id for model in MODELS.values() if model.turbo])
 def test_each_transformer_of_a_model_gets_its_own_weights(model_id: str) -> None:
-    stages = [one.stage for one in TURBO[model_id]]
+    stages = [one.stage for one in MODELS[model_id].turbo]
     assert stages == (["high", "low"] if MODELS[model_id].two_experts else ["both"])
-    for one in TURBO[model_id]:
+    for one in MODELS[model_id].turbo:
         assert EXTRAS[one.component.name] is one.component
         assert one.component.file.endswith("_4step.safetensors") or "4step_" in one.component.file
 
@@ -128,7 +127,7 @@ def test_absent_weights_are_named_with_the_command_that_installs_them() -> None:
 
 
 def test_auto_takes_a_model_whose_turbo_is_installed() -> None:
-    some = {name: TURBO_EXTRAS[name] for name in names_for("wan2.1-t2v-14b")}
+    some = {name: TURBO_EXTRAS[name] for name in MODELS["wan2.1-t2v-14b"].turbo_names}
     assert make(some).model.id == "wan2.1-t2v-14b"
     assert make().model.id == "wan2.2-t2v-a14b"
     with pytest.raises(ModelUnavailable):
@@ -154,7 +153,9 @@ def test_its_weights_are_on_the_model_for_the_job_alone(
     plain = {"num_inference_steps": 4, "guidance_scale": 1.0, "solver": "euler", "flow_shift": 5.0}
     before = run(every_worker, changes | plain)
     made = run(every_worker, changes | {"acceleration": "turbo"})
-    assert made["metadata"]["plan"]["acceleration"]["weights"] == list(names_for(changes["model"]))
+    assert made["metadata"]["plan"]["acceleration"]["weights"] == list(
+        MODELS[changes["model"]].turbo_names
+    )
     assert made["metadata"]["weights"] == "tiny"
     assert sha256_of(run(every_worker, changes | plain)) == sha256_of(before)
     assert sha256_of(run(every_worker, changes | {"acceleration": "turbo"})) == sha256_of(made)
@@ -176,7 +177,8 @@ def test_each_expert_gets_the_file_that_is_meant_for_it(
     monkeypatch.setattr(lora, "applied", look)
     run(every_worker, A14B | {"acceleration": "turbo"})
     assert worn == [
-        (one.component.name, one.stage, one.component.file) for one in TURBO["wan2.2-t2v-a14b"]
+        (one.component.name, one.stage, one.component.file)
+        for one in MODELS["wan2.2-t2v-a14b"].turbo
     ]
 
 

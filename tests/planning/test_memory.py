@@ -1,7 +1,6 @@
 """Promises of memory and activations: no plan over the card, formulas never under what was counted.
 
-The table in golden/memory.md is for reading. It is written anew by
-``PYTHONPATH=src python -m tests.planning.test_memory``.
+What comes out is in tests/golden/memory.md, a table to read that `make docs` writes.
 """
 
 import itertools
@@ -13,53 +12,20 @@ from typing import Any
 
 import pytest
 from benchmarks import memory_model
+from docs.generate.memory_table import CARDS, card, jobs_of, stored, table
 
 from wan_worker.catalog.models import MODELS, Installed, Model
 from wan_worker.errors import Unsupported
-from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import activations, memory
 from wan_worker.planning.activations import JobSize
 from wan_worker.planning.memory import Layout
 
 HERE = Path(__file__).resolve().parents[1]
-GOLDEN = HERE / "golden" / "memory.md"
 COUNTED = HERE.parent / "benchmarks" / "memory_model.json"
-
-CARDS = {12: 12282, 16: 16376, 24: 23034, 32: 32607, 48: 46068, 80: 81559, 141: 143771}
-"""MiB that nvidia-smi lists, by the GB that the card is sold with; the smallest of each class."""
-
-
-def card(gb: int, ram_gib: int = 128) -> Hardware:
-    return Hardware(
-        "cuda", f"{gb} GB card", CARDS[gb] * 1024**2, (8, 9), "for a test", 0, ram_gib * 1024**3
-    )
-
-
-def stored(model: Model) -> dict[str, int]:
-    return {component.name: component.stored_bytes for component in model.components}
 
 
 def here(model: Model) -> Installed:
     return Installed(stored(model), tiny=False)
-
-
-def jobs_of(model: Model) -> dict[str, JobSize]:
-    """What the table asks for: the model's native clip, the largest preset's, the largest clip."""
-    image = model.text_pipeline is None or model.expand_timesteps
-    wide, high = model.default_size
-    found = {
-        f"{wide}x{high}, {model.native_frames} frames": JobSize(
-            wide * high, model.native_frames, image
-        )
-    }
-    if model.max_pixels >= 1280 * 720:
-        high = 720 if model.grid == 16 else 736
-        found["1280x720, 33 frames (video_high)"] = JobSize(1280 * high, 33, image)
-    if model.max_pixels > 1280 * 720:
-        found[f"1920x1080, {model.native_frames} frames"] = JobSize(
-            1920 * 1088, model.native_frames, image
-        )
-    return found
 
 
 CASES = [
@@ -68,43 +34,6 @@ CASES = [
     for name, job in jobs_of(model).items()
     for gb in CARDS
 ]
-
-
-def described(layout: Layout | None) -> str:
-    if layout is None:
-        return "–"
-    tiles = {"fp32": "", "bf16": ", bf16 decode", "tiled": ", tiled decode"}[layout.decode]
-    tiles += ", tiled encode" if layout.tiled_encode else ""
-    return f"{layout.placement} {layout.peak_bytes / 1e9:.1f}{tiles}"
-
-
-def table(weight_type: Any = "bf16") -> str:
-    head = " | ".join(f"{gb} GB ({mib * 1024**2 / 1e9:.1f})" for gb, mib in CARDS.items())
-    lines = [f"| model and clip | {head} |", "|---" * (len(CARDS) + 1) + "|"]
-    for model in MODELS.values():
-        for name, job in jobs_of(model).items():
-            cells = (
-                described(memory.choose(model, stored(model), job, card(gb), None, weight_type))
-                for gb in CARDS
-            )
-            lines.append(f"| {model.id}, {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def golden() -> str:
-    return (
-        "# What comes out of the memory planner\n\n"
-        "Estimated peak in GB (10^9 bytes) of the layout that is chosen for a card whose memory is "
-        "all free, in a machine with 128 GiB; – where the job is refused. A card is named by what "
-        "it is sold with, which counts 2^30; what it has in 10^9 bytes stands beside. Written by "
-        "`PYTHONPATH=src python -m tests.planning.test_memory`. Not yet measured on a GPU.\n\n"
-        f"## bf16 (as Wan ships them; what a plan takes by itself)\n\n{table()}\n\n"
-        f"## fp8 and int8 (only where they are asked for)\n\n{table('int8')}\n"
-    )
-
-
-def test_the_table_for_reading_is_what_the_planner_says() -> None:
-    assert GOLDEN.read_text("utf-8") == golden()
 
 
 def test_fp8_and_int8_are_planned_alike() -> None:
@@ -236,15 +165,6 @@ def test_tiles_and_fewer_bits_are_told_and_lossless_layouts_are_not() -> None:
     assert [n.code for n in memory.notices(Layout("group", tiled_encode=True))] == ["VAE_TILED"]
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.id)
-def test_every_model_has_the_shape_of_its_class(model: Model) -> None:
-    from tests.catalog.test_models import SHAPES
-
-    real, ours = SHAPES[model.id], activations.SHAPES[model.id]
-    assert (ours.dim, ours.ffn) == (real["num_attention_heads"] * 128, real["ffn_dim"])
-    assert (ours.layers, ours.vace_layers) == (real["num_layers"], len(real.get("vace_layers", ())))
-
-
 # --- The formulas against what was counted on the real classes ---
 
 
@@ -293,14 +213,19 @@ def test_counted_again_a_stage_holds_no_more(model_id: str, stage: str, how: str
     assert found == entry["bytes"]
 
 
-def test_every_model_and_stage_was_counted() -> None:
+def kind(model: Model) -> tuple[object, ...]:
+    """What the formulas tell models apart by, beside their sizes."""
+    config = model.config
+    return (
+        *(model.expand_timesteps, model.two_experts, model.image, model.last_image, model.grid),
+        *(bool(config.vace_layers), config.image_dim, config.in_channels),
+    )
+
+
+def test_every_kind_of_model_and_stage_was_counted() -> None:
     entries = json.loads(COUNTED.read_text())["stages"]
-    found = {(entry["model"], entry["stage"]) for entry in entries}
-    wanted = set(itertools.product(MODELS, ("denoise", "decode")))
-    wanted |= {(m.id, "picture") for m in MODELS.values() if m.image != "none"}
+    found = {(kind(MODELS[entry["model"]]), entry["stage"]) for entry in entries}
+    kinds = {kind(model): model for model in MODELS.values()}
+    wanted = set(itertools.product(kinds, ("denoise", "decode")))
+    wanted |= {(of, "picture") for of, model in kinds.items() if model.image != "none"}
     assert wanted <= found
-
-
-if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(golden(), "utf-8")

@@ -1,174 +1,23 @@
-"""Which model `auto` takes and what each preset becomes, as tables to read: tests/golden/auto.md.
+"""Which model `auto` takes, whatever is installed, and what a model that is named refuses.
 
-After a change that is meant:
-PYTHONPATH=src python -m tests.planning.test_model_choice > tests/golden/auto.md
+Every choice is in tests/golden/auto.md, a table to read that `make docs` writes.
 """
 
 import itertools
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
+from docs.generate.choice_table import PRESETS, REQUESTS, URL, contract, described, make, order
 
-from wan_worker.catalog.models import MODELS, Installed, Model
+from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
-from wan_worker.machine.hardware import Hardware
-from wan_worker.planning import model_choice, plan
-from wan_worker.request import parse, schema
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "auto.md"
-CONTRACT = schema.load()
-GPU = Hardware("cuda", "NVIDIA H200", 150 * 10**9, (9, 0), "for a test")
-URL = "https://example.com/cat.png"
-
-STARTS: dict[str, dict[str, Any]] = {
-    "": {},
-    " + image": {"image_url": URL},
-    " + last image": {"last_image_url": URL},
-    " + both": {"image_url": URL, "last_image_url": URL},
-}
-VIDEOS: dict[str, dict[str, Any]] = {
-    "video": {"mode": "video"},
-    "video 832x480": {"mode": "video", "size": "832x480"},
-    "video 1920x1080": {"mode": "video", "size": "1920x1080"},
-    "video_fast balanced": {"job_type": "video_fast"},
-    "video_fast aggressive": {"job_type": "video_fast", "profile": "aggressive"},
-    "video_fast quality": {"job_type": "video_fast", "profile": "quality"},
-    "video_high": {"job_type": "video_high"},
-}
-STILLS: dict[str, dict[str, Any]] = {
-    "image": {"mode": "image"},
-    "image_fast": {"job_type": "image_fast"},
-    "image_high": {"job_type": "image_high"},
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    name: fields for name, fields in (STILLS | VIDEOS).items() if "job_type" in fields
-}
-REQUESTS = {
-    name + start: fields | extra
-    for kinds, starts in ((VIDEOS, tuple(STARTS)), (STILLS, ("", " + image")))
-    for name, fields in kinds.items()
-    for start, extra in STARTS.items()
-    if start in starts
-}
-STORES = {
-    "t2v-1.3b": ["wan2.1-t2v-1.3b"],
-    "1.3b family": ["wan2.1-t2v-1.3b", "wan2.1-vace-1.3b"],
-    "default image": ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"],
-    "5b": ["wan2.2-ti2v-5b"],
-    "1.3b family, 5b": ["wan2.1-t2v-1.3b", "wan2.1-vace-1.3b", "wan2.2-ti2v-5b"],
-    "2.1 14b": [
-        *("wan2.1-t2v-14b", "wan2.1-i2v-14b-480p"),
-        *("wan2.1-i2v-14b-720p", "wan2.1-flf2v-14b-720p"),
-    ],
-    "2.2 a14b": ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b"],
-    "all": list(MODELS),
-}
-
-
-def chosen(fields: Mapping[str, Any], models: list[str]) -> str:
-    """The model's id, or the error's code."""
-    here = {
-        name: Installed({c.name: c.stored_bytes for c in MODELS[name].components}, tiny=False)
-        for name in models
-    }
-    asked = parse.request({"input": {"prompt": "x", "num_inference_steps": 1} | fields}, CONTRACT)
-    try:
-        return plan.make(asked, GPU, here).model.id
-    except WorkerError as refusal:
-        return refusal.code.lower().replace("_", " ")
-
-
-def table() -> str:
-    """Requests by installed models."""
-    lines = [
-        "# What `auto` takes",
-        "",
-        "Written by `PYTHONPATH=src python -m tests.test_choose`; a test compares it.",
-        "Columns are what is installed:",
-        "",
-        *(f"- {name}: {', '.join(models)}" for name, models in STORES.items()),
-        "",
-        f"| request | {' | '.join(STORES)} |",
-        f"|---|{'---|' * len(STORES)}",
-    ]
-    for name, fields in REQUESTS.items():
-        cells = " | ".join(chosen(fields, models) for models in STORES.values())
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join([*lines, "", *orders(), "", *presets()]) + "\n"
-
-
-def order(fields: Mapping[str, Any]) -> list[str]:
-    """Every model that `auto` may take for a request, in the order in which it prefers them."""
-    left, found = list(MODELS), []
-    while left and (best := chosen(fields, left)) in MODELS:
-        found.append(best)
-        left.remove(best)
-    return found
-
-
-def orders() -> list[str]:
-    lines = [
-        "## Every combination",
-        "",
-        "The first of these that is installed is taken, whichever else are: so it is in all 511 "
-        "combinations of the nine models, as a test makes sure.",
-        "",
-        "| request | in order |",
-        "|---|---|",
-    ]
-    return lines + [f"| {name} | {' > '.join(order(f)) or '–'} |" for name, f in REQUESTS.items()]
-
-
-def presets() -> list[str]:
-    """What each preset becomes on each model: as generated, before cropping and trimming."""
-    lines = [
-        "## What each preset becomes",
-        "",
-        "Frame and frames as generated, on a GPU of 150 GB; from square pictures where the model "
-        "needs one.",
-        "",
-        "| model | " + " | ".join(PRESETS) + " |",
-        f"|---|{'---|' * len(PRESETS)}",
-    ]
-    for model in MODELS.values():
-        cells = " | ".join(described(model, fields) for fields in PRESETS.values())
-        lines.append(f"| {model.id} | {cells} |")
-    return lines
-
-
-def described(model: Model, fields: Mapping[str, Any]) -> str:
-    still = fields["job_type"].startswith("image")
-    pictures = {
-        **({"image_url": URL} if model.image == "required" else {}),
-        **({"last_image_url": URL} if model.last_image == "required" else {}),
-        **({"image_url": URL} if model.image == "optional" and model.text_pipeline is None else {}),
-    }
-    try:
-        made = preset_on(model, fields, {} if still else pictures)
-    except WorkerError as refusal:
-        return refusal.code.lower().replace("_", " ")
-    wide, high = made.generated_size
-    length = "" if still else f"x{made.generated_frames}"
-    return (
-        f"{wide}x{high}{length}, {made.num_inference_steps} {made.solver}, "
-        f"guidance {made.guidance_scale:g}, shift {made.flow_shift:g}"
-    )
-
-
-def preset_on(model: Model, fields: Mapping[str, Any], pictures: Mapping[str, Any]) -> plan.Plan:
-    made = make([model.id], model=model.id, mode=None, **fields, **pictures)
-    return plan.fit_to_image(made, (1000, 1000)) if pictures else made
-
-
-def test_auto_takes_what_the_table_says() -> None:
-    assert table() == GOLDEN.read_text("utf-8")
+from wan_worker.planning import model_choice
+from wan_worker.request import parse
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_whatever_is_installed_the_first_in_order_is_taken(name: str) -> None:
-    fields = parse.request({"input": {"prompt": "x"} | REQUESTS[name]}, CONTRACT)
+    fields = parse.request({"input": {"prompt": "x"} | REQUESTS[name]}, contract())
     ordered = order(REQUESTS[name])
     for count in range(1, len(MODELS) + 1):
         for models in itertools.combinations(MODELS, count):
@@ -188,16 +37,6 @@ def test_every_preset_runs_on_every_model_that_serves_it(model_id: str, name: st
     still = fields["job_type"].startswith("image")
     served = model.text_pipeline is not None or not still
     assert ("x" in described(model, fields)) is served
-
-
-def make(models: list[str], **fields: Any) -> plan.Plan:
-    here = {
-        name: Installed({c.name: c.stored_bytes for c in MODELS[name].components}, tiny=False)
-        for name in models
-    }
-    given = {"mode": "video", "prompt": "x"} | fields
-    asked = parse.request({"input": {k: v for k, v in given.items() if v is not None}}, CONTRACT)
-    return plan.make(asked, GPU, here)
 
 
 @pytest.mark.parametrize("model_id", MODELS)
@@ -283,7 +122,3 @@ def test_guidance_of_a_second_expert_chooses_a_model_that_has_one() -> None:
 def test_what_no_installed_model_does_names_one_to_install() -> None:
     with pytest.raises(ModelUnavailable, match=r"--models wan2\.1-vace-1\.3b"):
         make(["wan2.1-t2v-1.3b"], image_url=URL, last_image_url=URL)
-
-
-if __name__ == "__main__":
-    print(table(), end="")

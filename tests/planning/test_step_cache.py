@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from tests.pipelines.test_library_calls import planned
-from wan_worker.catalog.magcache_ratios import CURVES, Curve
+from wan_worker.catalog.magcache_ratios import Curve
 from wan_worker.catalog.models import MODELS, Installed, Model
 from wan_worker.errors import InvalidRequest
 from wan_worker.machine.hardware import Hardware
 from wan_worker.pipelines.schedulers import scheduler
 from wan_worker.planning import plan, step_cache
 from wan_worker.planning.plan import Plan
+from wan_worker.planning.solvers import SOLVERS
 from wan_worker.request import parse, schema
 
 CONTRACT = schema.load()
@@ -20,7 +21,7 @@ HERE = {
     model.id: Installed({c.name: c.stored_bytes for c in model.components}, tiny=False)
     for model in MODELS.values()
 }
-SOLVERS = ("unipc", "euler", "dpm++")
+CURVES = {model.id: model.magcache for model in MODELS.values() if model.magcache is not None}
 URL = "https://example.com/cat.png"
 
 

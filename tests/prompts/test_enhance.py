@@ -14,24 +14,21 @@ from training.measure import measure
 
 from tests.conftest import QUICK, Answer, error_of
 from tests.made_files import path_of, read
-from tests.pipelines.test_generate import make_plan
 from tests.pipelines.test_meaning import CLIP, said
 from tests.pipelines.test_pool import CountingLoad
 from tests.test_job import codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.catalog.components import ENHANCER, enhancer
-from wan_worker.catalog.models import MODELS, Installed
+from wan_worker.catalog.models import MODELS
 from wan_worker.errors import Canceled, EncodeFailed
-from wan_worker.machine.hardware import Hardware
 from wan_worker.media import encode
 from wan_worker.pipelines import generate, pool
-from wan_worker.planning import memory, plan
-from wan_worker.planning.memory import Layout
+from wan_worker.planning import enhancer as enhancer_plan
+from wan_worker.planning import memory
 from wan_worker.prompts import enhance
 from wan_worker.request import parse, schema
 from wan_worker.timing.progress import Control
 from wan_worker.weights import store, tiny
-from wan_worker.weights.store import Found
 
 Serve = Callable[..., Answer]
 
@@ -357,57 +354,6 @@ def test_an_image_without_a_prompt_has_nothing_to_rewrite(worker: jobs.Worker) -
 
 # --- Memory ---
 
-GB = 10**9
-HERE = Installed({"umt5-xxl": 11 * GB, "transformer": 3 * GB, "wan2.1-vae": GB // 2}, tiny=False)
-FOUND = Found(Path("x"), 15 * GB, False, "MODELS_DIR")
-
-
-def gpu(gib: int) -> Hardware:
-    return Hardware("cuda", f"GPU {gib}", gib * 1024**3, (9, 0), "for a test")
-
-
-@pytest.fixture
-def planned(worker: jobs.Worker) -> plan.Plan:
-    return replace(make_plan(worker), tiny=False, reasons=(), notices=())
-
-
-@pytest.mark.parametrize(("gib", "fate"), [(80, "keep"), (48, "keep"), (24, "release")])
-def test_the_language_model_stays_where_it_fits_and_is_released_where_not(
-    planned: plan.Plan, gib: int, fate: str
-) -> None:
-    placed = replace(planned, layout=Layout("resident", room_bytes=gib * 1024**3 - 24 * GB))
-    decided = enhance.decide(placed, HERE, gpu(gib), ENHANCER, FOUND)
-    assert decided.enhancer == fate
-    (reason,) = decided.reasons
-    assert reason.startswith("enhance_prompt: by Qwen/Qwen2.5-7B-Instruct; its 15.0 GB")
-    assert ("stay in memory" in reason) is (fate == "keep")
-    assert decided.notices == ()
-
-
-@pytest.mark.parametrize(("ram_gib", "fate"), [(128, "keep"), (32, "release")])
-def test_beside_weights_that_take_turns_it_waits_in_main_memory_where_that_holds_both(
-    planned: plan.Plan, ram_gib: int, fate: str
-) -> None:
-    machine = replace(gpu(24), ram_bytes=ram_gib * 1024**3)
-    placed = replace(planned, layout=Layout("sequential"))
-    assert enhance.decide(placed, HERE, machine, ENHANCER, FOUND).enhancer == fate
-
-
-def test_a_gpu_that_can_not_hold_it_means_the_users_prompt(planned: plan.Plan) -> None:
-    decided = enhance.decide(planned, HERE, gpu(12), ENHANCER, FOUND)
-    assert decided.enhancer is None
-    assert "GPU 12 has 12.9 GB" in decided.notices[0].message
-
-
-def test_on_a_cpu_it_runs_in_float32_and_weighs_twice(planned: plan.Plan) -> None:
-    machine = Hardware("cpu", "CPU", 64 * GB, None, "for a test")
-    assert "30.0 GB" in enhance.decide(planned, HERE, machine, ENHANCER, FOUND).reasons[0]
-
-
-def test_a_toy_language_model_never_rewrites_for_a_real_one(planned: plan.Plan) -> None:
-    toy = replace(FOUND, tiny=True)
-    assert enhance.decide(planned, HERE, gpu(80), ENHANCER, toy).enhancer is None
-
 
 def test_where_memory_is_short_it_is_gone_before_anything_is_denoised(
     worker: jobs.Worker, monkeypatch: pytest.MonkeyPatch
@@ -416,7 +362,7 @@ def test_where_memory_is_short_it_is_gone_before_anything_is_denoised(
     needed = sum(memory.loaded_bytes(here, worker.hardware).values())
     room = int(needed / memory.HOST_WEIGHT_SHARE) + 10
     short = with_pool(worker, memory_bytes=room, ram_bytes=room)
-    monkeypatch.setattr(enhance, "CHAT_BYTES", 0)
+    monkeypatch.setattr(enhancer_plan, "CHAT_BYTES", 0)
     loaded = []
     denoise = generate.denoise
 

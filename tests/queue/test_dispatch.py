@@ -202,7 +202,10 @@ for command in commands:
     play(Bench(tmp_path, script), scene)
 
 
-def test_a_ledger_that_can_not_be_written_ends_the_server(tmp_path: Path) -> None:
+def test_a_ledger_that_can_not_be_written_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "STOP_SECONDS", 0.3)
     bench = Bench(tmp_path, OBEDIENT)
 
     async def run() -> None:

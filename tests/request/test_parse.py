@@ -876,57 +876,114 @@ def test_the_shipped_schema_files_load_from_any_folder(tmp_path: Path) -> None:
     assert contract.load(write_contract(tmp_path)).presets == CONTRACT.presets
 
 
+AGAIN = "take the file from the repository and build the image again"
+"""What every refusal of a file of schemas/ ends with."""
+
+
+def with_field(name: str, **changes: Any) -> str:
+    """The schema with a property that is otherwise."""
+    properties = {**SCHEMA["properties"], name: {**SCHEMA["properties"].get(name, {}), **changes}}
+    return json.dumps({**SCHEMA, "properties": properties})
+
+
 @pytest.mark.parametrize(
-    "schema",
+    ("schema", "said"),
     [
-        "",
-        "{",
-        "[]",
-        "null",
-        '"x"',
-        "{}",
-        '{"type": "objekt", "properties": {}}',
-        '{"properties": []}',
-        '{"properties": {"seed": {"minimum": "low"}}}',
-        '{"properties": {"seed": {"pattern": "("}}}',
+        ("", "it is no JSON: Expecting value, line 1, column 1"),
+        ('{\n  "a": 1,,\n}', "it is no JSON: Expecting property name enclosed in double quotes"
+         ", line 2, column 10"),
+        ("[]", "[] is not of type 'object'"),
+        ("null", "None is not of type 'object'"),
+        ('"x"', "'x' is not of type 'object'"),
+        ("{}", "'properties' is a required property"),
+        ('{"type": "objekt", "properties": {}}', "at /type, 'objekt' is not valid"),
+        ('{"properties": []}', "at /properties, [] is not of type 'object'"),
+        ('{"properties": {"seed": {}}}', "at /properties, 'job_type' is a required property"),
+        (with_field("seed", minimum="low"), "at /properties/seed/minimum, 'low' is not of type"),
+        (with_field("size", pattern="("), "at /properties/size/pattern, '(' is not a 'regex'"),
+        (with_field("job_type", enum="image_fast"), "at /properties/job_type/enum, 'image_fast'"),
     ],
-)
+    ids=[
+        *("empty", "comma", "list", "null", "text", "no fields", "type", "fields", "no job types"),
+        *("minimum", "pattern", "job types"),
+    ],
+)  # fmt: skip
 def test_a_broken_schema_file_is_a_configuration_error_at_start(
-    tmp_path: Path, schema: str
+    tmp_path: Path, schema: str, said: str
 ) -> None:
     with pytest.raises(ConfigInvalid) as refusal:
         contract.load(write_contract(tmp_path, schema=schema))
+    assert refusal.value.message.startswith(f"schemas/request.schema.json can't be used: {said}")
+    assert refusal.value.message.endswith(f"; {AGAIN}")
     assert str(tmp_path) not in refusal.value.message
 
 
+def presets_with(name: str, preset: Any) -> str:
+    presets = json.loads((SCHEMAS_DIR / "presets.json").read_text("utf-8"))
+    return json.dumps(presets | {name: preset})
+
+
 @pytest.mark.parametrize(
-    "presets",
+    ("presets", "said"),
     [
-        "",
-        "{",
-        "[]",
-        "null",
-        "{}",
-        '{"image_fast": {"mode": "image", "values": {}}}',
-        '{"image_fast": 1, "image_high": 1, "video_fast": 1, "video_high": 1}',
+        ("", "it is no JSON: Expecting value, line 1, column 1"),
+        ("[]", "[] is not of type 'object'"),
+        ("null", "None is not of type 'object'"),
+        ("{}", "it has the job types , and request.schema.json image_fast, image_high"),
+        (presets_with("extra", {"mode": "image", "values": {}}), "it has the job types image_fast"),
+        (presets_with("image_fast", 1), "at /image_fast, 1 is not of type 'object'"),
+        (presets_with("image_fast", {"values": {}}), "at /image_fast, 'mode' is a required"),
+        (presets_with("image_fast", {"mode": "image"}), "image_fast has neither values nor prof"),
+        (presets_with("image_fast", {"extends": "gone"}), "image_fast extends gone, which is no"),
+        (
+            presets_with("image_fast", {"extends": "image7b_high_enhanced"}),
+            "image_fast extends image7b_high_enhanced, which extends another itself",
+        ),
+        (
+            presets_with("image_fast", {"mode": "image", "values": {"size": "huge"}}),
+            "image_fast breaks the rules of requests: size: Must look like 832x480",
+        ),
+        (
+            presets_with("video_fast", {"mode": "video", "profiles": {"quick": {}}}),
+            "video_fast has the profiles quick, and request.schema.json balanced, aggressive, ",
+        ),
+        (
+            presets_with("video_high", {"mode": "video", "values": {"fpz": 3}}),
+            "video_high breaks the rules of requests: fpz: Unknown field; did you mean fps?",
+        ),
     ],
-    ids=["empty", "cut-off", "list", "null", "none", "most-missing", "numbers"],
+    ids=[
+        *("empty", "list", "null", "none", "too many", "number", "no mode", "no values"),
+        *("extends nothing", "extends one that extends", "rule", "profiles", "unknown field"),
+    ],
 )
 def test_a_broken_preset_file_is_a_configuration_error_at_start(
-    tmp_path: Path, presets: str
+    tmp_path: Path, presets: str, said: str
 ) -> None:
-    with pytest.raises(ConfigInvalid):
+    with pytest.raises(ConfigInvalid) as refusal:
         contract.load(write_contract(tmp_path, presets=presets))
+    assert refusal.value.message.startswith(f"schemas/presets.json can't be used: {said}")
+    assert refusal.value.message.endswith(f"; {AGAIN}")
 
 
 @pytest.mark.parametrize("name", ["request.schema.json", "presets.json"])
 def test_a_missing_schema_file_is_a_configuration_error_that_hides_the_path(
     tmp_path: Path, name: str
 ) -> None:
-    (write_contract(tmp_path) / name).unlink()
+    file = write_contract(tmp_path) / name
+    file.unlink()
     with pytest.raises(ConfigInvalid) as refusal:
         contract.load(tmp_path)
-    assert str(tmp_path) not in refusal.value.message
+    assert refusal.value.message == f"schemas/{name} can't be used: it is missing; {AGAIN}"
+    file.mkdir()
+    with pytest.raises(ConfigInvalid) as refusal:
+        contract.load(tmp_path)
+    assert refusal.value.message == f"schemas/{name} can't be used: Is a directory; {AGAIN}"
+    file.rmdir()
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigInvalid) as refusal:
+        contract.load(tmp_path)
+    assert refusal.value.message == f"schemas/{name} can't be used: it is no UTF-8 text; {AGAIN}"
 
 
 # --- Anything at all ---

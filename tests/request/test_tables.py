@@ -1,4 +1,4 @@
-"""The schema, the presets and the code say the same."""
+"""The schema, the presets and the code say the same, where `make docs` does not see to it."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from typing import Any, get_args
 import pytest
 from jsonschema import Draft202012Validator
 
-from wan_worker.catalog.models import MODELS, OTHER_NAMES
 from wan_worker.request import formats, parse
 from wan_worker.request import schema as contract
 
@@ -27,14 +26,6 @@ def preset_sets() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", preset_sets())
-def test_a_presets_values_are_fields_that_the_schema_would_accept(name: str) -> None:
-    values = preset_sets()[name]
-    assert set(values) <= set(REQUEST_SCHEMA["properties"])
-    assert not set(values) & set(contract.load().aliases)
-    assert [e.message for e in Draft202012Validator(REQUEST_SCHEMA).iter_errors(values)] == []
-
-
-@pytest.mark.parametrize("name", preset_sets())
 def test_a_preset_asked_for_field_by_field_is_a_valid_request(name: str) -> None:
     job_type, _, profile = name.partition(".")
     values = preset_sets()[name] | {"prompt": "x", "seed": 1}
@@ -44,18 +35,6 @@ def test_a_preset_asked_for_field_by_field_is_a_valid_request(name: str) -> None
     by_name = parse.request({"input": chosen | ({"profile": profile} if profile else {})}, rules)
     differing = {n for n in vars(by_hand) if getattr(by_hand, n) != getattr(by_name, n)}
     assert differing == {"job_type", "size_is_explicit", "where"}
-
-
-def test_the_schemas_job_types_and_profiles_are_exactly_the_presets() -> None:
-    properties = REQUEST_SCHEMA["properties"]
-    assert properties["job_type"]["enum"] == list(PRESETS)
-    profiles = [name for preset in PRESETS.values() for name in preset.get("profiles", {})]
-    assert properties["profile"]["enum"] == list(dict.fromkeys(profiles))
-    assert {preset["mode"] for preset in PRESETS.values()} <= set(properties["mode"]["enum"])
-
-
-def test_the_schemas_models_are_exactly_the_catalogs() -> None:
-    assert REQUEST_SCHEMA["properties"]["model"]["enum"] == ["auto", *MODELS]
 
 
 def test_the_schemas_strength_is_the_codes() -> None:
@@ -92,8 +71,7 @@ def test_every_alias_points_to_its_field_twice_the_same() -> None:
     properties = REQUEST_SCHEMA["properties"]
     aliases = {name: field for name, field in properties.items() if "x-alias-of" in field}
     assert aliases
-    names = aliases.pop("model_type")["enum"]  # takes Wan's own names too
-    assert names == [*properties["model"]["enum"], *OTHER_NAMES]
+    del aliases["model_type"]  # takes Wan's own names too
     for name, field in aliases.items():
         assert field["$ref"] == f"#/properties/{field['x-alias-of']}", name
         assert "x-alias-of" not in properties[field["x-alias-of"]], name

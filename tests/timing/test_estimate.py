@@ -10,7 +10,7 @@ from tests.conftest import QUICK
 from wan_worker import job as jobs
 from wan_worker.machine.hardware import Hardware
 from wan_worker.timing import estimate
-from wan_worker.timing.estimate import KEPT, Expected, Sample, StageTime
+from wan_worker.timing.estimate import KEPT, Sample, StageEstimate, StageTime
 from wan_worker.timing.progress import Control
 from wan_worker.timing.record import Record
 from wan_worker.timing.work import Key, Quantity, StageWork
@@ -29,8 +29,8 @@ def samples(*measured: tuple[float, float], key: Key = STEP, cold: bool = False)
 
 
 def step_seconds(amount: float, learned: Any, key: Key = STEP, machine: Hardware = H200) -> float:
-    visit = StageWork("denoise", (), (Quantity(key, amount),))
-    return estimate.make([visit], learned, machine).seconds
+    stage_work = StageWork("denoise", (), (Quantity(key, amount),))
+    return estimate.make([stage_work], learned, machine).seconds
 
 
 # --- What is assumed, and what is learned ---
@@ -73,12 +73,12 @@ def test_a_first_job_counts_until_there_is_another() -> None:
 
 
 def test_another_models_speed_stands_in_until_there_is_its_own() -> None:
-    visit = StageWork("denoise", (), (Quantity(STEP, 100e12),))
+    stage_work = StageWork("denoise", (), (Quantity(STEP, 100e12),))
     other = samples((100e12, 3 * step_seconds(100e12, {})), key=OTHER)
-    found = estimate.make([visit], other, H200)
+    found = estimate.make([stage_work], other, H200)
     assert (found.basis, found.samples) == ("related", 1)
     assert found.seconds == pytest.approx(3 * step_seconds(100e12, {}))
-    own = estimate.make([visit], {**other, **samples((100e12, 1.0))}, H200)
+    own = estimate.make([stage_work], {**other, **samples((100e12, 1.0))}, H200)
     assert (own.basis, own.seconds) == ("measured", pytest.approx(1.0))
 
 
@@ -122,29 +122,33 @@ def measured(found: Any) -> dict[str, float]:
 
 
 def test_the_wait_before_the_first_step_is_not_the_steps_fault() -> None:
-    stay = StageTime("denoise", 10.0, (4.0, 2.0, 2.0, 2.0))
-    found = measured(estimate.learn([denoising(*["step"] * 4)], [stay], [1]))
+    stage_time = StageTime("denoise", 10.0, (4.0, 2.0, 2.0, 2.0))
+    found = measured(estimate.learn([denoising(*["step"] * 4)], [stage_time], [1]))
     assert found == {"begin": 2.0, "step": 1.0}
 
 
 def test_spared_steps_teach_their_own_time() -> None:
-    stay = StageTime("denoise", 6.6, (2.0, 2.0, 0.2, 2.0, 0.4))
-    visit = denoising("step", "step", "reused", "step", "reused")
-    found = measured(estimate.learn([visit], [stay], [1]))
+    stage_time = StageTime("denoise", 6.6, (2.0, 2.0, 0.2, 2.0, 0.4))
+    stage_work = denoising("step", "step", "reused", "step", "reused")
+    found = measured(estimate.learn([stage_work], [stage_time], [1]))
     assert found == pytest.approx({"begin": 0.0, "reused": 0.15, "step": 1.0})
 
 
 def test_the_files_check_belongs_to_its_making_and_the_queue_to_nobody() -> None:
-    visit = StageWork("decode_encode", (Quantity(DECODE, 1e9),))
-    stays = [StageTime("queue", 50.0), StageTime("decode_encode", 3.0), StageTime("check", 1.0)]
-    assert measured(estimate.learn([visit], stays, [1])) == {"decode": 4.0}
-    assert estimate.error(estimate.make([visit], {}, H200), stays) == pytest.approx(
-        (estimate.make([visit], {}, H200).seconds - 4) / 4
+    stage_work = StageWork("decode_encode", (Quantity(DECODE, 1e9),))
+    stage_times = [
+        StageTime("queue", 50.0),
+        StageTime("decode_encode", 3.0),
+        StageTime("check", 1.0),
+    ]
+    assert measured(estimate.learn([stage_work], stage_times, [1])) == {"decode": 4.0}
+    assert estimate.error(estimate.make([stage_work], {}, H200), stage_times) == pytest.approx(
+        (estimate.make([stage_work], {}, H200).seconds - 4) / 4
     )
 
 
 @pytest.mark.parametrize(
-    "stays",
+    "stage_times",
     [
         [
             StageTime("denoise", 9.0, (1.0,)),
@@ -156,13 +160,13 @@ def test_the_files_check_belongs_to_its_making_and_the_queue_to_nobody() -> None
     ],
     ids=["a second try", "nothing", "another stage"],
 )
-def test_a_job_that_did_not_go_as_planned_teaches_nothing(stays: list[StageTime]) -> None:
-    assert estimate.learn([denoising(*["step"] * 3)], stays, [1]) == ()
+def test_a_job_that_did_not_go_as_planned_teaches_nothing(stage_times: list[StageTime]) -> None:
+    assert estimate.learn([denoising(*["step"] * 3)], stage_times, [1]) == ()
 
 
 def test_a_stop_in_the_middle_of_the_steps_teaches_nothing() -> None:
-    stay = StageTime("denoise", 2.0, (1.0, 1.0))
-    assert estimate.learn([denoising(*["step"] * 3)], [stay], [1]) == ()
+    stage_time = StageTime("denoise", 2.0, (1.0, 1.0))
+    assert estimate.learn([denoising(*["step"] * 3)], [stage_time], [1]) == ()
 
 
 def test_estimates_of_unseen_sizes_come_true_where_the_machine_is_steady() -> None:
@@ -183,12 +187,12 @@ def test_estimates_of_unseen_sizes_come_true_where_the_machine_is_steady() -> No
 # --- What is left ---
 
 JOB = (
-    Expected("load", 2.0),
-    Expected("denoise", 10.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
-    Expected("decode_encode", 4.0),
-    Expected("denoise", 10.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
-    Expected("decode_encode", 4.0),
-    Expected("upload", 1.0),
+    StageEstimate("load", 2.0),
+    StageEstimate("denoise", 10.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    StageEstimate("decode_encode", 4.0),
+    StageEstimate("denoise", 10.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    StageEstimate("decode_encode", 4.0),
+    StageEstimate("upload", 1.0),
 )
 
 
@@ -199,10 +203,10 @@ def test_before_the_first_step_the_estimate_counts_down() -> None:
 
 
 def test_then_the_jobs_own_pace_corrects_all_that_is_alike() -> None:
-    stay = StageTime(
+    stage_time = StageTime(
         "denoise", 10.0, (6.0, 2.0, 2.0)
     )  # twice what was expected, three of eight done
-    assert estimate.left(JOB, 1, stay, {}, 8) == 2 * 5 + 4 + 2 * 10 + 4 + 1
+    assert estimate.left(JOB, 1, stage_time, {}, 8) == 2 * 5 + 4 + 2 * 10 + 4 + 1
 
 
 def test_a_pace_is_kept_for_the_next_output() -> None:
@@ -212,8 +216,8 @@ def test_a_pace_is_kept_for_the_next_output() -> None:
 
 def test_steps_of_unequal_cost_are_not_counted_by_their_number() -> None:
     # The last two are spared: six of eight steps are all of the time.
-    visit = Expected("denoise", 12.2, (2.0,) * 6 + (0.1,) * 2)
-    left = estimate.left((visit,), 0, StageTime("denoise", 12.0, (2.0,) * 6), {}, 8)
+    stage_estimate = StageEstimate("denoise", 12.2, (2.0,) * 6 + (0.1,) * 2)
+    left = estimate.left((stage_estimate,), 0, StageTime("denoise", 12.0, (2.0,) * 6), {}, 8)
     assert left == pytest.approx(0.2)
 
 
@@ -268,12 +272,12 @@ def test_what_was_learned_changes_no_byte(worker: jobs.Worker) -> None:
 
 
 def test_compiling_is_expected_once_for_a_size_and_learned_apart_from_the_steps() -> None:
-    fast = Key("step", STEP.of, STEP.how + " compiled")
+    fast = Key("step", STEP.subject, STEP.conditions + " compiled")
     compile_ = Quantity(BEGIN._replace(kind="compile"))
     first = StageWork("denoise", (Quantity(BEGIN), compile_), (Quantity(fast, 1e12),) * 4)
     again = replace(first, once=first.once[:1])
     extra = estimate.make([first], {}, H200).seconds - estimate.make([again], {}, H200).seconds
     assert extra > 20
-    stay = StageTime("denoise", 64.0, (61.0, 1.0, 1.0, 1.0))
-    found = measured(estimate.learn([first], [stay], [1]))
+    stage_time = StageTime("denoise", 64.0, (61.0, 1.0, 1.0, 1.0))
+    found = measured(estimate.learn([first], [stage_time], [1]))
     assert found == {"compile": 60.0, "step": 1.0}

@@ -15,7 +15,7 @@ from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.machine.hardware import Hardware
 from wan_worker.machine.peak_flops import peak_of
 from wan_worker.planning import flops, segments
-from wan_worker.planning.activations import SHAPES, Shape
+from wan_worker.planning.activations import Shape, shape_of
 from wan_worker.planning.plan import Plan
 from wan_worker.request import parse, schema
 from wan_worker.timing import work
@@ -24,7 +24,9 @@ from wan_worker.timing.work import AlreadyDone, StageWork
 from wan_worker.weights import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTHING_YET = AlreadyDone(loaded=(), knows=lambda text, encoder: False, imported=True, to="folder")
+NOTHING_YET = AlreadyDone(
+    loaded=(), has_embedding=lambda *_: False, imported=True, destination="folder"
+)
 MACHINE = Hardware("cuda", "NVIDIA H200", 141 * 1024**3, (9, 0), "for a test", ram_bytes=2**40)
 INSTALLED = {
     model.id: Installed({c.name: c.stored_bytes for c in model.components}, False)
@@ -68,7 +70,9 @@ def test_the_transformers_arithmetic_is_what_torch_counts(with_picture: bool) ->
 def test_full_size_forwards_come_to_the_published_magnitudes(model: str, teraflops: int) -> None:
     found = MODELS[model]
     tokens = work.tokens(found, found.default_size, found.native_frames)
-    assert flops.forward_flops(SHAPES[model], tokens) / 1e12 == pytest.approx(teraflops, rel=0.005)
+    assert flops.forward_flops(shape_of(found), tokens) / 1e12 == pytest.approx(
+        teraflops, rel=0.005
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,17 +115,17 @@ def planned(**fields: Any) -> Plan:
     return segments.make(asked, MACHINE, INSTALLED)
 
 
-def visits(plan: Plan, here: AlreadyDone = NOTHING_YET) -> tuple[StageWork, ...]:
-    return work.stages(plan, INSTALLED, here)
+def stages(plan: Plan, done: AlreadyDone = NOTHING_YET) -> tuple[StageWork, ...]:
+    return work.stages(plan, INSTALLED, done)
 
 
-def kinds(visit: StageWork) -> list[str]:
-    return [quantity.key.kind for quantity in visit.once]
+def kinds(stage: StageWork) -> list[str]:
+    return [quantity.key.kind for quantity in stage.once]
 
 
 def test_guidance_doubles_a_steps_work_and_its_absence_halves_it() -> None:
     guided, plain = (
-        visits(planned(model="wan2.1-t2v-1.3b", guidance_scale=scale)) for scale in (5, 1)
+        stages(planned(model="wan2.1-t2v-1.3b", guidance_scale=scale)) for scale in (5, 1)
     )
     assert [step.times for step in guided[2].steps] == [2] * 50
     assert [step.times for step in plain[2].steps] == [1] * 50
@@ -132,38 +136,40 @@ def test_guidance_doubles_a_steps_work_and_its_absence_halves_it() -> None:
 
 def test_steps_that_are_spared_are_another_kind_of_work() -> None:
     plan = planned(model="wan2.2-t2v-a14b", acceleration="cached")
-    steps = visits(plan)[2].steps
+    steps = stages(plan)[2].steps
     assert len(steps) == plan.steps_taken
     assert sum(step.key.kind == "reused" for step in steps) == plan.reused_steps > 0
 
 
 def test_what_is_in_memory_is_not_loaded_and_what_was_read_not_encoded() -> None:
     plan = planned(model="wan2.1-t2v-1.3b")
-    load, prompt = visits(plan)[:2]
+    load, prompt = stages(plan)[:2]
     sizes = {c.name: c.stored_bytes for c in plan.model.components}
     assert load.once[1].amount == sum(sizes.values())
     assert prompt.once[0].times == 2
     kept = {name for name in sizes if "transformer" not in name}
-    here = replace(NOTHING_YET, loaded=kept, knows=lambda text, _: text == plan.negative_prompt)
-    load, prompt = visits(plan, here)[:2]
+    done = replace(
+        NOTHING_YET, loaded=kept, has_embedding=lambda text, _: text == plan.negative_prompt
+    )
+    load, prompt = stages(plan, done)[:2]
     assert load.once[1].amount == sizes["wan2.1-t2v-1.3b.transformer"]
     assert prompt.once[0].times == 1
-    here = replace(NOTHING_YET, loaded=set(sizes), knows=lambda text, encoder: True)
-    load, prompt = visits(plan, here)[:2]
+    done = replace(NOTHING_YET, loaded=set(sizes), has_embedding=lambda text, encoder: True)
+    load, prompt = stages(plan, done)[:2]
     assert (kinds(load), kinds(prompt)) == (["arrange"], ["remembered"])
 
 
 def test_weights_of_another_type_are_loaded_anew() -> None:
     plan = planned(model="wan2.1-t2v-1.3b", precision="int8")
-    here = replace(NOTHING_YET, loaded=set(plan.model.component_names))
-    assert "load" in kinds(visits(plan, here)[0])
+    done = replace(NOTHING_YET, loaded=set(plan.model.component_names))
+    assert "load" in kinds(stages(plan, done)[0])
 
 
 def test_only_the_first_job_of_a_process_waits_for_imports() -> None:
     plan = planned(model="wan2.1-t2v-1.3b", num_frames=200)
     assert plan.segments
-    found = visits(plan, replace(NOTHING_YET, imported=False))
-    assert ["import" in kinds(visit) for visit in found] == [True] + [False] * (len(found) - 1)
+    found = stages(plan, replace(NOTHING_YET, imported=False))
+    assert ["import" in kinds(stage) for stage in found] == [True] + [False] * (len(found) - 1)
 
 
 STAGES = [
@@ -190,20 +196,20 @@ def test_the_stages_are_those_that_the_job_passes(
     answer: Answer = jobs.run({"id": "w", "input": QUICK | changes}, worker, control)
     assert "error" not in answer, answer
     assert control.estimate is not None
-    assert [visit.stage for visit in control.estimate.work] == stages
+    assert [stage.stage for stage in control.estimate.work] == stages
     passed = [stay for stay in control.stage_times if stay.stage in work.STAGES]
     assert [stay.stage for stay in passed] == stages
-    counts = [len(visit.steps) for visit in control.estimate.work if visit.stage == "denoise"]
+    counts = [len(stage.steps) for stage in control.estimate.work if stage.stage == "denoise"]
     assert [len(stay.steps) for stay in passed if stay.stage == "denoise"] == counts
 
 
 def test_a_batch_is_denoised_together_and_decoded_one_by_one() -> None:
     plan = planned(model="wan2.1-t2v-1.3b", size="256x256", num_frames=5, num_outputs=4)
     assert plan.batch_size == 4
-    found = visits(plan)
-    assert [visit.stage for visit in found].count("denoise") == 1
-    assert [visit.stage for visit in found].count("decode_encode") == 4
-    alone = visits(planned(model="wan2.1-t2v-1.3b", size="256x256", num_frames=5))
+    found = stages(plan)
+    assert [stage.stage for stage in found].count("denoise") == 1
+    assert [stage.stage for stage in found].count("decode_encode") == 4
+    alone = stages(planned(model="wan2.1-t2v-1.3b", size="256x256", num_frames=5))
     assert found[2].steps[0].amount == 4 * alone[2].steps[0].amount
 
 
@@ -215,12 +221,12 @@ def test_a_size_is_compiled_for_until_this_process_has_done_it() -> None:
     def has(key: work.Key, amount: float) -> bool:
         return (key, amount) in seen
 
-    here = replace(NOTHING_YET, seen=has)
-    denoise = visits(compiled, here)[2]
+    done = replace(NOTHING_YET, measured=has)
+    denoise = stages(compiled, done)[2]
     assert kinds(denoise) == ["begin", "compile"]
     seen.append((denoise.steps[0].key, denoise.steps[0].amount))
-    assert kinds(visits(compiled, here)[2]) == ["begin"]
-    assert kinds(visits(replace(compiled, num_frames=41), here)[2]) == ["begin", "compile"]
-    assert kinds(visits(replace(plan, speedups=replace(plan.speedups, compiled=False)))[2]) == [
+    assert kinds(stages(compiled, done)[2]) == ["begin"]
+    assert kinds(stages(replace(compiled, num_frames=41), done)[2]) == ["begin", "compile"]
+    assert kinds(stages(replace(plan, speedups=replace(plan.speedups, compiled=False)))[2]) == [
         "begin"
     ]

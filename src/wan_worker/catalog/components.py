@@ -131,13 +131,13 @@ UPSCALER: Final = Component(
 
 
 def transformer(
-    model_id: str, repository: str, hub_bytes: int, stored_bytes: int, role: str = "transformer"
+    role: str, model_id: str, repository: str, class_name: str, hub_bytes: int, stored_bytes: int
 ) -> Component:
-    """A model's own transformer; ``transformer_2`` is the low-noise expert of a Wan 2.2 A14B."""
+    """A model's own transformer, or one of its two experts."""
     return Component(
         name=f"{model_id}.{role}",
         role=role,
-        class_name="diffusers:WanTransformer3DModel",
+        class_name=f"diffusers:{class_name}",
         repository=repository,
         hub_bytes=hub_bytes,
         stored_bytes=stored_bytes,

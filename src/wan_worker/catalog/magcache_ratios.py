@@ -8,10 +8,10 @@ github.com/Zehong-Ma/MagCache, MagCache4Wan2.1 and MagCache4Wan2.2, ``magcache_g
 first transformer call of each step, the one with the prompt). They were measured on Wan's own
 schedules: ``steps`` in the model's number, ``shift`` of its generate.py.
 
-Not covered: which steps that makes superfluous (reuse), models that no ratios are published for.
+Not covered: which model has which curve (models), which steps need not be computed then
+(planning.step_cache).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,19 +91,12 @@ _I2V_A14B: Final = (
 )
 # fmt: on
 
-CURVES: Final[Mapping[str, Curve]] = {
-    "wan2.1-t2v-1.3b": Curve(_T2V_1_3B, shift=5.0),
-    "wan2.1-t2v-14b": Curve(_T2V_14B, shift=5.0),
-    "wan2.1-i2v-14b-480p": Curve(_I2V_480P, shift=3.0),
-    "wan2.1-i2v-14b-720p": Curve(_I2V_720P, shift=5.0),
-    # Threshold, reach and shares as in the commands of MagCache4Wan2.2's README.
-    "wan2.2-ti2v-5b": Curve(_TI2V_5B, shift=5.0, threshold=0.06, reach=2),
-    "wan2.2-t2v-a14b": Curve(
-        _T2V_A14B, shift=12.0, threshold=0.06, reach=2, computed_first=(0.4, 0.4)
-    ),
-    # Its high-noise expert, which sets the motion out from the image, computes every step.
-    "wan2.2-i2v-a14b": Curve(
-        _I2V_A14B, shift=5.0, threshold=0.06, reach=2, computed_first=(1.0, 0.1)
-    ),
-}
-"""By model id."""
+T2V_1_3B: Final = Curve(_T2V_1_3B, shift=5.0)
+T2V_14B: Final = Curve(_T2V_14B, shift=5.0)
+I2V_480P: Final = Curve(_I2V_480P, shift=3.0)
+I2V_720P: Final = Curve(_I2V_720P, shift=5.0)
+# Threshold, reach and shares as in the commands of MagCache4Wan2.2's README.
+TI2V_5B: Final = Curve(_TI2V_5B, shift=5.0, threshold=0.06, reach=2)
+T2V_A14B: Final = Curve(_T2V_A14B, shift=12.0, threshold=0.06, reach=2, computed_first=(0.4, 0.4))
+# Its high-noise expert, which sets the motion out from the image, computes every step.
+I2V_A14B: Final = Curve(_I2V_A14B, shift=5.0, threshold=0.06, reach=2, computed_first=(1.0, 0.1))

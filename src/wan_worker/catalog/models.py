@@ -1,7 +1,8 @@
 """Which models are there, with which components, sizes, frame rules and native defaults?
 
-A frozen table; nothing here is computed from the machine. Facts come from the models' own
-repositories and from Wan's code: github.com/Wan-Video/Wan2.1 (``generate.py``: each task's steps
+A new model is one entry here; `make docs` writes everything else that follows from it. A frozen
+table: nothing is computed from the machine. Facts come from the models' own repositories and from
+Wan's code: github.com/Wan-Video/Wan2.1 (``generate.py``: each task's steps
 and shift; ``wan/configs``) and Wan2.2 (``wan/configs``: ``sample_steps``, ``sample_shift``,
 ``sample_guide_scale``, ``boundary``, ``sample_fps`` and ``frame_num``). Other constants name their
 source. Not covered: where weights are on disk (weights), which model a job takes (plan).
@@ -9,11 +10,12 @@ source. Not covered: where weights are on disk (weights), which model a job take
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
+from wan_worker.catalog import distilled, magcache_ratios
 from wan_worker.catalog.components import (
     CLIP,
     CLIP_PROCESSOR,
@@ -28,7 +30,9 @@ from wan_worker.catalog.components import (
     Component,
     transformer,
 )
-from wan_worker.catalog.distilled import TURBO
+from wan_worker.catalog.distilled import Distilled
+from wan_worker.catalog.magcache_ratios import Curve
+from wan_worker.catalog.transformer_config import TransformerConfig
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -57,13 +61,20 @@ class Model:
     """A Wan model as this worker serves it."""
 
     id: str
+    title: str
+    """What people call it; RunPod's Hub offers it under this name."""
     wan_task: str
     """Wan's own name for it (``--task`` of its generate.py)."""
     repository: str
     """Its diffusers repository on the Hub, with a folder for every component."""
     repository_bytes: int
     """What a plain download of it takes, its own copies of what models share included."""
-    components: tuple[Component, ...]
+    parts: tuple[Component, ...]
+    """Its components but for its transformers."""
+    config: TransformerConfig
+    """Of its transformer, or of both experts."""
+    transformer_bytes: tuple[int, int]
+    """Size of each transformer on the Hub, and in the store."""
     default_size: Size
     """Native landscape size; its area is the pixel budget where an image sets the shape."""
     max_pixels: int
@@ -96,6 +107,22 @@ class Model:
     """None: 3.0 up to 480p and 5.0 above, as Wan's scheduler configurations ship."""
     min_pixels: int = 480 * 832
     """Area under which quality drops visibly; smaller sizes are made, with a warning."""
+    magcache: Curve | None = None
+    """What is published for ``acceleration: cached``."""
+    turbo: tuple[Distilled, ...] = ()
+    """What is published for ``acceleration: turbo``, in the order of its transformers."""
+
+    @cached_property
+    def components(self) -> tuple[Component, ...]:
+        """Its parts and its transformers; ``transformer_2`` is the low-noise expert."""
+        roles = ("transformer", "transformer_2") if self.two_experts else ("transformer",)
+        made = (self.id, self.repository, self.config.class_name, *self.transformer_bytes)
+        return (*self.parts, *(transformer(role, *made) for role in roles))
+
+    @property
+    def turbo_names(self) -> tuple[str, ...]:
+        """The components that turbo needs beside the model's own."""
+        return tuple(one.component.name for one in self.turbo)
 
     @property
     def component_names(self) -> tuple[str, ...]:
@@ -118,200 +145,181 @@ class Installed:
     """Where each component is, by name."""
 
 
-_SHARED = (UMT5_TOKENIZER, UMT5, VAE_2_1)
+_PARTS = (UMT5_TOKENIZER, UMT5, VAE_2_1)
+_PARTS_WITH_CLIP = (*_PARTS, CLIP_PROCESSOR, CLIP)
 _480P, _720P, _1080P = 854 * 480, 1280 * 720, 1920 * 1080
-
 
 _MADE_FOR_720P = 1024 * 576
 """Least area of a model that was trained at 720p alone and has a sibling for 480p."""
 
-_T2V_1_3B = Model(
-    id="wan2.1-t2v-1.3b",
-    wan_task="t2v-1.3B",
-    repository=T2V_1_3B_REPOSITORY,
-    repository_bytes=28_930_000_000,
-    components=(
-        *_SHARED,
-        transformer("wan2.1-t2v-1.3b", T2V_1_3B_REPOSITORY, 5_675_987_200, 2_844_248_192),
-    ),
-    default_size=(832, 480),
-    max_pixels=_720P,
-    text_pipeline="WanPipeline",
-)
+_1_3B = TransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+_14B = TransformerConfig(num_attention_heads=40, ffn_dim=13824, num_layers=40)
+_14B_WITH_CLIP = replace(_14B, in_channels=36, image_dim=1280, added_kv_proj_dim=5120)
 
-_VACE_REPOSITORY = "Wan-AI/Wan2.1-VACE-1.3B-diffusers"
-_VACE_1_3B = Model(
-    id="wan2.1-vace-1.3b",
-    wan_task="vace-1.3B",
-    repository=_VACE_REPOSITORY,
-    repository_bytes=19_040_000_000,
-    components=(
-        *_SHARED,
-        replace(
-            # On the Hub the T2V's part is in fp32 and VACE's own in bf16.
-            transformer("wan2.1-vace-1.3b", _VACE_REPOSITORY, 7_145_937_664, 4_314_567_296),
-            class_name="diffusers:WanVACETransformer3DModel",
+_IN_ORDER: Final = (
+    Model(
+        id="wan2.1-t2v-1.3b",
+        title="Wan 2.1 text to video 1.3B",
+        wan_task="t2v-1.3B",
+        repository=T2V_1_3B_REPOSITORY,
+        repository_bytes=28_930_000_000,
+        parts=_PARTS,
+        config=_1_3B,
+        transformer_bytes=(5_675_987_200, 2_844_248_192),
+        default_size=(832, 480),
+        max_pixels=_720P,
+        text_pipeline="WanPipeline",
+        magcache=magcache_ratios.T2V_1_3B,
+    ),
+    Model(
+        id="wan2.1-vace-1.3b",
+        title="Wan 2.1 VACE 1.3B (image to video)",
+        wan_task="vace-1.3B",
+        repository="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        repository_bytes=19_040_000_000,
+        parts=_PARTS,
+        config=replace(_1_3B, vace_layers=tuple(range(0, 30, 2)), vace_in_channels=96),
+        # On the Hub the T2V's part is in fp32 and VACE's own in bf16.
+        transformer_bytes=(7_145_937_664, 4_314_567_296),
+        default_size=(832, 480),
+        max_pixels=_720P,
+        image_pipeline="WanVACEPipeline",
+        image="optional",
+        last_image="optional",
+        flow_shift=16.0,
+    ),
+    Model(
+        id="wan2.2-ti2v-5b",
+        title="Wan 2.2 text or image to video 5B",
+        wan_task="ti2v-5B",
+        repository=TI2V_5B_REPOSITORY,
+        repository_bytes=34_200_000_000,
+        parts=(UMT5_TOKENIZER, UMT5, VAE_2_2),
+        config=TransformerConfig(
+            num_attention_heads=24, ffn_dim=14336, num_layers=30, in_channels=48, out_channels=48
         ),
+        transformer_bytes=(19_999_150_848, 10_021_521_792),
+        default_size=(1280, 704),
+        max_pixels=_1080P,
+        text_pipeline="WanPipeline",
+        image_pipeline="WanImageToVideoPipeline",
+        image="optional",
+        expand_timesteps=True,
+        grid=32,
+        native_frames=121,
+        max_frames=241,
+        fps=24,
+        flow_shift=5.0,
+        min_pixels=_MADE_FOR_720P,
+        magcache=magcache_ratios.TI2V_5B,
     ),
-    default_size=(832, 480),
-    max_pixels=_720P,
-    image_pipeline="WanVACEPipeline",
-    image="optional",
-    last_image="optional",
-    flow_shift=16.0,
-)
-
-_TI2V_5B = Model(
-    id="wan2.2-ti2v-5b",
-    wan_task="ti2v-5B",
-    repository=TI2V_5B_REPOSITORY,
-    repository_bytes=34_200_000_000,
-    components=(
-        UMT5_TOKENIZER,
-        UMT5,
-        VAE_2_2,
-        transformer("wan2.2-ti2v-5b", TI2V_5B_REPOSITORY, 19_999_150_848, 10_021_521_792),
+    Model(
+        id="wan2.1-t2v-14b",
+        title="Wan 2.1 text to video 14B",
+        wan_task="t2v-14B",
+        repository="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        repository_bytes=80_410_000_000,
+        parts=_PARTS,
+        config=_14B,
+        transformer_bytes=(57_153_966_336, 28_635_351_168),
+        default_size=(1280, 720),
+        max_pixels=_720P,
+        text_pipeline="WanPipeline",
+        magcache=magcache_ratios.T2V_14B,
+        turbo=distilled.T2V_14B,
     ),
-    default_size=(1280, 704),
-    max_pixels=_1080P,
-    text_pipeline="WanPipeline",
-    image_pipeline="WanImageToVideoPipeline",
-    image="optional",
-    expand_timesteps=True,
-    grid=32,
-    native_frames=121,
-    max_frames=241,
-    fps=24,
-    flow_shift=5.0,
-    min_pixels=_MADE_FOR_720P,
-)
-
-_T2V_14B_REPOSITORY = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
-_T2V_14B = Model(
-    id="wan2.1-t2v-14b",
-    wan_task="t2v-14B",
-    repository=_T2V_14B_REPOSITORY,
-    repository_bytes=80_410_000_000,
-    components=(
-        *_SHARED,
-        transformer("wan2.1-t2v-14b", _T2V_14B_REPOSITORY, 57_153_966_336, 28_635_351_168),
+    Model(
+        id="wan2.1-i2v-14b-480p",
+        title="Wan 2.1 image to video 14B 480p",
+        wan_task="i2v-14B",
+        repository=I2V_480P_REPOSITORY,
+        repository_bytes=90_090_000_000,
+        parts=_PARTS_WITH_CLIP,
+        config=_14B_WITH_CLIP,
+        transformer_bytes=(65_579_515_136, 32_848_151_168),
+        default_size=(832, 480),
+        max_pixels=_480P,
+        image_pipeline="WanImageToVideoPipeline",
+        image="required",
+        steps=40,
+        magcache=magcache_ratios.I2V_480P,
+        turbo=distilled.I2V_480P,
     ),
-    default_size=(1280, 720),
-    max_pixels=_720P,
-    text_pipeline="WanPipeline",
-)
-
-_I2V_14B_480P = Model(
-    id="wan2.1-i2v-14b-480p",
-    wan_task="i2v-14B",
-    repository=I2V_480P_REPOSITORY,
-    repository_bytes=90_090_000_000,
-    components=(
-        *_SHARED,
-        CLIP_PROCESSOR,
-        CLIP,
-        transformer("wan2.1-i2v-14b-480p", I2V_480P_REPOSITORY, 65_579_515_136, 32_848_151_168),
+    Model(
+        id="wan2.1-i2v-14b-720p",
+        title="Wan 2.1 image to video 14B 720p",
+        wan_task="i2v-14B",
+        repository="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+        repository_bytes=90_090_000_000,
+        parts=_PARTS_WITH_CLIP,
+        config=_14B_WITH_CLIP,
+        transformer_bytes=(65_579_515_136, 32_848_151_168),
+        default_size=(1280, 720),
+        max_pixels=_720P,
+        image_pipeline="WanImageToVideoPipeline",
+        image="required",
+        steps=40,
+        min_pixels=_MADE_FOR_720P,
+        magcache=magcache_ratios.I2V_720P,
     ),
-    default_size=(832, 480),
-    max_pixels=_480P,
-    image_pipeline="WanImageToVideoPipeline",
-    image="required",
-    steps=40,
-)
-
-_I2V_720P_REPOSITORY = "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"
-_I2V_14B_720P = replace(
-    _I2V_14B_480P,
-    id="wan2.1-i2v-14b-720p",
-    repository=_I2V_720P_REPOSITORY,
-    components=(
-        *_SHARED,
-        CLIP_PROCESSOR,
-        CLIP,
-        transformer("wan2.1-i2v-14b-720p", _I2V_720P_REPOSITORY, 65_579_515_136, 32_848_151_168),
+    Model(
+        id="wan2.1-flf2v-14b-720p",
+        title="Wan 2.1 first and last frame 14B 720p",
+        wan_task="flf2v-14B",
+        repository="Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+        repository_bytes=90_090_000_000,
+        parts=_PARTS_WITH_CLIP,
+        config=replace(_14B_WITH_CLIP, pos_embed_seq_len=514),
+        transformer_bytes=(65_582_146_816, 32_849_467_008),
+        default_size=(1280, 720),
+        max_pixels=_720P,
+        image_pipeline="WanImageToVideoPipeline",
+        image="required",
+        last_image="required",
+        flow_shift=16.0,
     ),
-    default_size=(1280, 720),
-    max_pixels=_720P,
-    min_pixels=_MADE_FOR_720P,
-)
-
-_FLF2V_REPOSITORY = "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers"
-_FLF2V_14B = Model(
-    id="wan2.1-flf2v-14b-720p",
-    wan_task="flf2v-14B",
-    repository=_FLF2V_REPOSITORY,
-    repository_bytes=90_090_000_000,
-    components=(
-        *_SHARED,
-        CLIP_PROCESSOR,
-        CLIP,
-        transformer("wan2.1-flf2v-14b-720p", _FLF2V_REPOSITORY, 65_582_146_816, 32_849_467_008),
+    Model(
+        id="wan2.2-t2v-a14b",
+        title="Wan 2.2 text to video A14B",
+        wan_task="t2v-A14B",
+        repository="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        repository_bytes=126_200_000_000,
+        parts=_PARTS,
+        config=_14B,
+        transformer_bytes=(57_153_966_336, 28_635_351_168),
+        default_size=(1280, 720),
+        max_pixels=_1080P,
+        text_pipeline="WanPipeline",
+        boundary_ratio=0.875,
+        steps=40,
+        guidance_scale=4.0,
+        guidance_scale_2=3.0,
+        flow_shift=12.0,
+        magcache=magcache_ratios.T2V_A14B,
+        turbo=distilled.T2V_A14B,
     ),
-    default_size=(1280, 720),
-    max_pixels=_720P,
-    image_pipeline="WanImageToVideoPipeline",
-    image="required",
-    last_image="required",
-    flow_shift=16.0,
-)
-
-# The high-noise expert is the transformer, the low-noise one transformer_2.
-_T2V_A14B_REPOSITORY = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
-_T2V_A14B = Model(
-    id="wan2.2-t2v-a14b",
-    wan_task="t2v-A14B",
-    repository=_T2V_A14B_REPOSITORY,
-    repository_bytes=126_200_000_000,
-    components=(
-        *_SHARED,
-        *(
-            transformer(
-                "wan2.2-t2v-a14b", _T2V_A14B_REPOSITORY, 57_153_966_336, 28_635_351_168, role
-            )
-            for role in ("transformer", "transformer_2")
-        ),
+    Model(
+        id="wan2.2-i2v-a14b",
+        title="Wan 2.2 image to video A14B",
+        wan_task="i2v-A14B",
+        repository="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+        repository_bytes=126_200_000_000,
+        parts=_PARTS,
+        config=replace(_14B, in_channels=36),
+        transformer_bytes=(57_155_604_736, 28_636_170_368),
+        default_size=(1280, 720),
+        max_pixels=_1080P,
+        image_pipeline="WanImageToVideoPipeline",
+        image="required",
+        last_image="optional",
+        boundary_ratio=0.9,
+        steps=40,
+        guidance_scale=3.5,
+        guidance_scale_2=3.5,
+        flow_shift=5.0,
+        magcache=magcache_ratios.I2V_A14B,
+        turbo=distilled.I2V_A14B,
     ),
-    default_size=(1280, 720),
-    max_pixels=_1080P,
-    text_pipeline="WanPipeline",
-    boundary_ratio=0.875,
-    steps=40,
-    guidance_scale=4.0,
-    guidance_scale_2=3.0,
-    flow_shift=12.0,
-)
-
-_I2V_A14B_REPOSITORY = "Wan-AI/Wan2.2-I2V-A14B-Diffusers"
-_I2V_A14B = Model(
-    id="wan2.2-i2v-a14b",
-    wan_task="i2v-A14B",
-    repository=_I2V_A14B_REPOSITORY,
-    repository_bytes=126_200_000_000,
-    components=(
-        *_SHARED,
-        *(
-            transformer(
-                "wan2.2-i2v-a14b", _I2V_A14B_REPOSITORY, 57_155_604_736, 28_636_170_368, role
-            )
-            for role in ("transformer", "transformer_2")
-        ),
-    ),
-    default_size=(1280, 720),
-    max_pixels=_1080P,
-    image_pipeline="WanImageToVideoPipeline",
-    image="required",
-    last_image="optional",
-    boundary_ratio=0.9,
-    steps=40,
-    guidance_scale=3.5,
-    guidance_scale_2=3.5,
-    flow_shift=5.0,
-)
-
-_IN_ORDER = (
-    *(_T2V_1_3B, _VACE_1_3B, _TI2V_5B),
-    *(_T2V_14B, _I2V_14B_480P, _I2V_14B_720P, _FLF2V_14B),
-    *(_T2V_A14B, _I2V_A14B),
 )
 MODELS: Final = MappingProxyType({model.id: model for model in _IN_ORDER})
 """Every model by id. Order is preference: of several that serve a request, the last one is best."""
@@ -331,7 +339,10 @@ means the 480p one."""
 
 
 EXTRAS: Final = MappingProxyType(
-    {part.name: part for part in (UPSCALER, *(o.component for s in TURBO.values() for o in s))}
+    {
+        part.name: part
+        for part in (UPSCALER, *(one.component for m in MODELS.values() for one in m.turbo))
+    }
 )
 """Components that are no part of a Wan model and are installed by their own names."""
 

@@ -1,6 +1,6 @@
-"""Where do files go, what is answered, and who is told?
+"""Where do files go, what is the answer, and who gets the callback?
 
-Promises: an upload that did not happen is never reported; the manifest is written last; what was
-finished before a failure is kept; a callback never changes a job's outcome.
+Promises: an upload that failed is never reported; the manifest is written last; files finished
+before a failure are kept; a callback never changes a job's outcome.
 Not covered: which error means what (errors, faults).
 """

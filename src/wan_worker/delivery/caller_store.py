@@ -1,15 +1,15 @@
-"""May boto3 connect there? A store that a caller names is held to the rules of every other URL.
+"""May boto3 connect there? A store that a caller names follows the rules of every other URL.
 
-``net.check`` has looked at the endpoint before the work, but boto3 asks the resolver again when it
-uploads, minutes later, and for some endpoints puts the bucket's name before the host. So ``guard``
-gives its client connections of our own making:
+``net.check`` has checked the endpoint before the work. But boto3 asks the resolver again when it
+uploads, minutes later. For some endpoints it also puts the bucket's name before the host. So
+``guard`` gives the client our own connections:
 
-- each goes to an address that net has checked, while TLS, Host and signature keep the name;
+- each goes to an address that inputs.net has checked; TLS, Host and signature use the name;
 - no proxy of the environment is used;
-- all waits end at one deadline, however slowly an answer drips, and answers have a largest size.
+- all waits end at one deadline, even if an answer arrives slowly; the size of answers is limited.
 
-How: botocore lets a ``before-send`` handler answer in its place; ours is botocore's own session
-with connection pools that dial through net, put in its place as urllib3's SOCKS support does it.
+How: botocore lets a ``before-send`` handler send the request. Ours is botocore's own session with
+connection pools that dial through inputs.net. They are installed as in urllib3's SOCKS support.
 Not covered: the operator's own bucket, which the operator has chosen.
 """
 
@@ -23,20 +23,20 @@ from wan_worker.inputs import net
 from wan_worker.inputs.dialing import Policy
 
 MAX_ANSWER_BYTES: Final = 4 * 1024**2
-"""Over one connection. Stores answer an upload with headers and a few lines of XML."""
+"""Per connection. Stores answer an upload with headers and a few lines of XML."""
 READ_SECONDS: Final = 60
-"""For one read, so that a dead connection is given up and tried again before the deadline."""
+"""The limit for one read, so that a dead connection is retried before the deadline."""
 
 
 def guard(client: Any, policy: Policy, *, field: str, seconds: float) -> None:
-    """Have an S3 client of boto3 connect through net from now on.
+    """Make an S3 client of boto3 connect through inputs.net from now on.
 
     Args:
         field: the request's field that named the endpoint.
-        seconds: for everything that the client will do.
+        seconds: the limit for everything that the client does.
 
-    The client then raises UrlBlocked where its endpoint's name has come to mean a private address,
-    and StorageFailed when the time is up.
+    The client then raises UrlBlocked if its endpoint's name now resolves to a private address, and
+    StorageFailed if the time is up.
     """
     from botocore.awsrequest import (
         AWSHTTPConnection,
@@ -48,10 +48,10 @@ def guard(client: Any, policy: Policy, *, field: str, seconds: float) -> None:
     from botocore.httpsession import URLLib3Session
     from urllib3.exceptions import NewConnectionError
 
-    ends = policy.clock() + seconds
+    deadline = policy.clock() + seconds
 
     def dial(connection: Any, scheme: str) -> socket.socket:
-        url, left = f"{scheme}://{connection.host}:{connection.port}/", ends - policy.clock()
+        url, left = f"{scheme}://{connection.host}:{connection.port}/", deadline - policy.clock()
         try:
             return net.connect(url, policy, field=field, seconds=left)
         except FetchFailed as problem:  # no time is left, or the name is gone
@@ -60,7 +60,7 @@ def guard(client: Any, policy: Policy, *, field: str, seconds: float) -> None:
             raise NewConnectionError(connection, type(problem).__name__) from None
 
     def left() -> float:
-        rest = ends - policy.clock()
+        rest = deadline - policy.clock()
         if rest <= 0:
             raise TimeoutError("the store took too long")
         return min(rest, READ_SECONDS)
@@ -71,7 +71,7 @@ def guard(client: Any, policy: Policy, *, field: str, seconds: float) -> None:
 
         def connect(self) -> None:
             super().connect()
-            self.sock = _Leash(self.sock, left)
+            self.sock = _LimitedSocket(self.sock, left)
 
     class Secure(AWSHTTPSConnection):
         def _new_conn(self) -> socket.socket:
@@ -79,7 +79,7 @@ def guard(client: Any, policy: Policy, *, field: str, seconds: float) -> None:
 
         def connect(self) -> None:
             super().connect()
-            self.sock = _Leash(self.sock, left)
+            self.sock = _LimitedSocket(self.sock, left)
 
     class PlainPool(AWSHTTPConnectionPool):
         ConnectionCls = Plain
@@ -96,7 +96,7 @@ def guard(client: Any, policy: Policy, *, field: str, seconds: float) -> None:
         def send(self, request: Any) -> Any:
             try:
                 return super().send(request)
-            except HTTPClientError as problem:  # what botocore makes of what it does not know
+            except HTTPClientError as problem:  # botocore wraps an error that it does not know
                 cause = problem.kwargs.get("error")
                 if isinstance(cause, WorkerError):
                     raise cause from None
@@ -106,8 +106,8 @@ def guard(client: Any, policy: Policy, *, field: str, seconds: float) -> None:
     client.meta.events.register("before-send.s3", lambda request, **_: session.send(request))
 
 
-class _Leash:
-    """A socket on which every wait ends in time, and no more than so much comes in."""
+class _LimitedSocket:
+    """A socket with a limit on every wait and on the bytes received."""
 
     def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
         self._sock = sock
@@ -130,8 +130,8 @@ class _Leash:
         return size
 
     def makefile(self, _mode: str, buffering: int = -1) -> BufferedReader | socket.SocketIO:
-        """As a socket's own, which would read past us; it too keeps the socket until it is read."""
+        """Like a socket's own, which would skip our limits. It too keeps the socket open."""
         self._sock._io_refs += 1  # type: ignore[attr-defined]
         raw = socket.SocketIO(self, "r")  # type: ignore[arg-type]
-        # Unbuffered for who looks at the first line only, and leaves the rest to another reader.
+        # Unbuffered for a reader of the first line only: another reader takes the rest.
         return raw if buffering == 0 else BufferedReader(raw)

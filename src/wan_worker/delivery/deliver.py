@@ -1,15 +1,15 @@
-"""Finished files -> where they go, with the manifest that lists them; also when the job fails.
+"""Put finished files where they go, with the manifest that lists them; also when the job fails.
 
-- All is made: every file, then the manifest.
-- The job fails later on: the files finished before are delivered all the same, and the manifest
-  says ``status: failed``, with the error.
-- The bucket refuses, or the files were to go into a response, which has no room for them beside an
-  error: files and manifest are kept in OUTPUT_DIR.
-- The job is cancelled: nothing; nobody waits for it. Nor of files that are too large for a
-  response: the worker's disk would fill with what nobody can fetch.
+- The job completes: every file is put, then the manifest.
+- The job fails after some files were finished: they are delivered all the same. The manifest says
+  ``status: failed``, with the error.
+- The bucket refuses: files and manifest are kept in OUTPUT_DIR. So they are where the job fails
+  and its files were meant for the response, which has no room for them beside an error.
+- The job is cancelled: nothing is kept, since nobody waits for it. Nothing is kept either of files
+  that are too large for a response: the disk would fill with files that nobody can fetch.
 
-Minutes of GPU time are in a file, so none is thrown away for somebody else's fault.
-Not covered: how a file gets to its place (storage).
+A finished file holds minutes of GPU time. It is not thrown away for somebody else's fault.
+Not covered: how a file gets to its place (storage, s3).
 """
 
 import logging
@@ -33,7 +33,7 @@ from wan_worker.timing.progress import Control
 log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 30.0
-"""Beyond its deadline, for a job that has finished files to deliver."""
+"""Seconds beyond its deadline that a failed job gets to save its finished files."""
 
 
 def destination(asked: Request, settings: Settings, policy: Policy) -> Destination:
@@ -50,7 +50,7 @@ def destination(asked: Request, settings: Settings, policy: Policy) -> Destinati
 
 
 def place(asked: Request, settings: Settings) -> str:
-    """What kind of destination it is, whether or not it may be reached: for estimates."""
+    """The kind of destination, for estimates. Whether it may be reached is not asked."""
     to = _choose(asked, settings, Policy())
     if isinstance(to, S3):
         return "bucket" if to.policy is None else "caller"
@@ -72,13 +72,14 @@ def _choose(asked: Request, settings: Settings, policy: Policy) -> Destination:
 def artifacts(
     made: Sequence[Artifact], asked: Request, planned: Plan, to: Destination, control: Control
 ) -> list[StoredAsset]:
-    """Put every file and then the manifest.
+    """Put every file, then the manifest.
 
     Raises:
         OutputTooLarge: together they do not fit into a response.
         StorageFailed: the bucket would not take them.
-        Canceled: what was already there is removed.
+        Canceled: the files that were already put are removed.
     """
+    control.enter("upload")
     storage.check_fits(made, to)
     stored = _put(made, asked, planned, to, control)
     for asset in stored:
@@ -87,6 +88,7 @@ def artifacts(
                  storage.job_folder(asked.job_id), planned.model.id, asset.artifact.width,
                  asset.artifact.height, asset.artifact.num_frames, asset.output.seed,
                  where)  # fmt: skip
+    control.close_stage()
     return stored
 
 
@@ -99,7 +101,7 @@ def saved_on_failure(
     output_dir: Path,
     control: Control,
 ) -> Iterator[None]:
-    """Where the block fails, say at which output, and save the files that are in ``made``."""
+    """Where the block fails: say at which output, and save the files in ``made``."""
     try:
         yield
     except (Exception, SystemExit) as problem:  # noqa: BLE001 (every one is raised again)
@@ -121,7 +123,7 @@ def _save(
     control: Control,
     error: WorkerError,
 ) -> str:
-    """Deliver or keep what a failed job has finished; says where, to follow the error's message."""
+    """Save what a failed job has finished. Returns where, as the end of the error's message."""
     control.extend(SAVE_SECONDS)
     name, count = storage.job_folder(asked.job_id), f"{len(made)} file(s)"
     refused = isinstance(error, StorageFailed) or isinstance(to, Inline)

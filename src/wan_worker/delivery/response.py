@@ -1,8 +1,8 @@
-"""What is the answer? The response of a job that completed, and the manifest of what was made.
+"""What is the answer? The response of a completed job, and the manifest of its assets.
 
-``schemas/response.schema.json`` describes both: a manifest has no URLs, which expire, and that of a
-failed job has ``status: failed`` and the ``error``. Not covered: the answer of a failed job
-(errors.public_json).
+``schemas/response.schema.json`` describes both. A manifest has no URLs, because they expire. The
+manifest of a failed job has ``status: failed`` and the ``error``.
+Not covered: the answer of a failed job (errors.public_json).
 """
 
 import json
@@ -21,7 +21,7 @@ from wan_worker.timing.progress import Control
 def completed(
     asked: Request, planned: Plan, assets: Sequence[StoredAsset], control: Control
 ) -> dict[str, Any]:
-    """The answer of a job that made everything it was asked for."""
+    """The answer of a job that made all its outputs."""
     body = _body(asked, planned, [asset.public() for asset in assets], control)
     if control.estimate is not None:
         wrong = estimate.error(control.estimate, control.stage_times)
@@ -36,7 +36,7 @@ def manifest(
     control: Control,
     error: WorkerError | None = None,
 ) -> dict[str, Any]:
-    """The job's durable record; of a job that failed, with the files that it had finished."""
+    """The job's durable record. A failed job's record has the files that were finished."""
     facts = [{"key": asset.key} | asset.facts() for asset in assets]
     body = _body(asked, planned, facts, control)
     if error is not None:
@@ -50,7 +50,7 @@ def _body(
     wide, high = planned.generated_size
     spent = control.timings
     timings = {
-        # Before the GPU was ours: waiting, planning and fetching.
+        # The time before the job had the GPU: waiting, planning and fetching.
         "queue": sum(spent.get(stage, 0.0) for stage in ("queue", "plan", "fetch")),
         "load": spent.get("load", 0.0),
         "prompt": spent.get("prompt", 0.0),

@@ -1,11 +1,11 @@
-"""How does a file get into a bucket, and how is it taken back?
+"""Put files into a bucket and remove them, with boto3: S3 and all stores that speak its protocol.
 
-S3 and everything that speaks it, by boto3. The operator's client is kept; one to a store that a
-caller named is made for the job and goes through the address guard (caller_store).
-Promises: an upload is never reported that did not happen (a HEAD compares the size); a presigned
-URL is never logged; credentials are revealed to boto3 only.
-Not covered: which keys (storage), and the unseen parts of an upload whose worker was killed (a
-bucket's lifecycle rules do that better).
+The operator's client is kept. A client for a store that a caller named is made for the job, and
+connects through the address guard (caller_store).
+Promises: an upload that failed is never reported (a HEAD compares the size); a presigned URL is
+never logged; credentials are revealed to boto3 only.
+Not covered: choosing the keys (storage), and the hidden parts of an upload whose worker was killed
+(a bucket's lifecycle rules remove them better).
 """
 
 import logging
@@ -34,7 +34,7 @@ PART_BYTES: Final = 16 * 1024**2
 
 ENDPOINT: Final = "/s3Config/endpointUrl"
 CALLER_SECONDS: Final = 600.0
-"""For one file to a store that the caller named."""
+"""The limit for one file to a store that the caller named."""
 
 _PERMANENT: Final = frozenset({
     "400", "401", "403", "404", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed",
@@ -45,56 +45,56 @@ _PERMANENT: Final = frozenset({
 
 @dataclass(frozen=True)
 class S3:
-    """A bucket. ``public_url`` replaces presigned URLs where objects are public."""
+    """A bucket. If it has a ``public_url``, that replaces presigned URLs."""
 
     bucket: Bucket
     url_expiry_seconds: int
     policy: Policy | None = None
-    """Where this worker may connect, for a store that the caller named; None for the operator's."""
+    """Where this worker may connect, for a caller's store. None for the operator's bucket."""
 
 
 def put(artifact: Artifact, key: str, to: S3, control: Control) -> str:
-    """Send a file and see that all of it is there.
+    """Upload a file and check that all of it has arrived.
 
     Args:
-        key: the object's, whole.
+        key: the object's full key.
 
     Returns:
-        Where it can be fetched: a presigned URL, or the public one.
+        The object's URL: a presigned or a public one.
 
     Raises:
         StorageFailed: the bucket refused it, or could not be reached after the SDK's retries.
-        Canceled, DeadlineExceeded: the job should stop; what was sent is taken back.
+        Canceled, DeadlineExceeded: the job should stop; the object is removed.
     """
-    name = to.bucket.name
+    bucket_name = to.bucket.name
     with _storage_errors():
-        made = client(to)
+        s3_client = client(to)
         try:
-            _upload(made, artifact, name, key, control)
-            stored = made.head_object(Bucket=name, Key=key)["ContentLength"]
+            _upload(s3_client, artifact, bucket_name, key, control)
+            stored = s3_client.head_object(Bucket=bucket_name, Key=key)["ContentLength"]
             if stored != artifact.bytes:
                 raise StorageFailed(f"The bucket holds {stored} of {artifact.bytes} bytes")
             control.check()
         except WorkerError:
-            # Half a file, or one that nobody waits for.
-            _take_back(made, name, key)
+            # The file is incomplete, or nobody waits for it.
+            _delete(s3_client, bucket_name, key)
             raise
-        return _address(made, key, to)
+        return _address(s3_client, key, to)
 
 
 def address(key: str, to: S3) -> str:
-    """Where an object can be fetched from now on; asks nobody.
+    """A new URL of an object. It needs no request.
 
     Args:
-        key: the object's, whole.
+        key: the object's full key.
     """
     return _address(client(to), key, to)
 
 
-def _address(made: Any, key: str, to: S3) -> str:
+def _address(s3_client: Any, key: str, to: S3) -> str:
     if to.bucket.public_url is not None:
         return f"{to.bucket.public_url}/{key}"
-    url: str = made.generate_presigned_url(
+    url: str = s3_client.generate_presigned_url(
         "get_object",
         Params={"Bucket": to.bucket.name, "Key": key},
         ExpiresIn=to.url_expiry_seconds,
@@ -106,7 +106,7 @@ def put_text(body: bytes, key: str, to: S3) -> None:
     """Write a small JSON object.
 
     Raises:
-        StorageFailed: as ``put``.
+        StorageFailed: as in ``put``.
     """
     with _storage_errors():
         client(to).put_object(
@@ -115,63 +115,63 @@ def put_text(body: bytes, key: str, to: S3) -> None:
 
 
 def remove(key: str, to: S3) -> None:
-    """Take an object back; what goes wrong is logged and no more."""
-    _take_back(client(to), to.bucket.name, key)
+    """Remove an object. A failure is only logged."""
+    _delete(client(to), to.bucket.name, key)
 
 
 def probe(bucket: Bucket) -> float:
     """Write a small object and remove it.
 
     Returns:
-        Seconds by which the store's clock is ahead of ours.
+        How many seconds the store's clock is ahead of ours.
 
     Raises:
-        StorageFailed: it can't be written; not retryable where another try would end the same.
+        StorageFailed: it can't be written; not retryable if another try would fail too.
     """
     from botocore.exceptions import ClientError
 
     key = full_key(bucket, f"worker-check-{uuid.uuid4().hex}")
     with _storage_errors():
-        made = client(S3(bucket, url_expiry_seconds=0))
-        answer = made.put_object(Bucket=bucket.name, Key=key, Body=b"a worker looked\n")
-        ours = time.time()
-        with suppress(ClientError):  # keys that may only write are enough for jobs
-            made.delete_object(Bucket=bucket.name, Key=key)
-    dated = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return parsedate_to_datetime(dated).timestamp() - ours if dated else 0.0
+        s3_client = client(S3(bucket, url_expiry_seconds=0))
+        answer = s3_client.put_object(Bucket=bucket.name, Key=key, Body=b"a worker looked\n")
+        our_time = time.time()
+        with suppress(ClientError):  # credentials that may only write are enough for jobs
+            s3_client.delete_object(Bucket=bucket.name, Key=key)
+    store_date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(store_date).timestamp() - our_time if store_date else 0.0
 
 
 def _upload(client: Any, artifact: Artifact, bucket: str, key: str, control: Control) -> None:
-    """Send a file, in parts if it is large; a job that should stop does so amid the bytes.
+    """Send a file, in parts if it is large. A job that should stop does so during the transfer.
 
-    boto3 aborts an upload in parts that fails, whatever it fails of.
+    boto3 aborts an upload in parts if it fails for any reason.
     """
     from boto3.s3.transfer import TransferConfig
 
     with artifact.path.open("rb") as body:
         try:
             client.upload_fileobj(
-                _Watched(body, control),
+                _StoppableFile(body, control),
                 bucket,
                 key,
                 ExtraArgs={
                     "ContentType": artifact.content_type,
                     "Metadata": {"sha256": artifact.sha256},
                 },
-                Callback=lambda _: control.check(),  # of parts, which are read ahead
+                Callback=lambda _: control.check(),  # for parts, which are read ahead
                 Config=TransferConfig(
                     multipart_threshold=PART_BYTES,
                     multipart_chunksize=PART_BYTES,
-                    use_threads=artifact.bytes >= PART_BYTES,  # one part gains nothing from them
+                    use_threads=artifact.bytes >= PART_BYTES,  # threads do not help one part
                 ),
             )
         except Exception:
-            control.check()  # raised amid the bytes, the SDK wraps it in an error of its own
+            control.check()  # the SDK wraps an error raised during the transfer in its own
             raise
 
 
-class _Watched:
-    """A file that can't be read on when the job should stop."""
+class _StoppableFile:
+    """A file whose reads raise when the job should stop."""
 
     def __init__(self, file: BinaryIO, control: Control) -> None:
         self._file = file
@@ -185,7 +185,7 @@ class _Watched:
         return getattr(self._file, name)
 
 
-def _take_back(client: Any, bucket: str, key: str) -> None:
+def _delete(client: Any, bucket: str, key: str) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -200,36 +200,36 @@ def full_key(bucket: Bucket, key: str) -> str:
 
 
 def client(to: S3) -> Any:
-    """The operator's is kept from job to job: making one takes as long as a small upload."""
+    """The operator's client is kept between jobs: a new one takes as long as a small upload."""
     if to.policy is None:
-        return _operators(to.bucket)
-    made = _made(to.bucket)
-    caller_store.guard(made, to.policy, field=ENDPOINT, seconds=CALLER_SECONDS)
-    return made
+        return _operator_client(to.bucket)
+    caller_client = _new_client(to.bucket)
+    caller_store.guard(caller_client, to.policy, field=ENDPOINT, seconds=CALLER_SECONDS)
+    return caller_client
 
 
 @lru_cache(maxsize=1)
-def _operators(bucket: Bucket) -> Any:
-    return _made(bucket)
+def _operator_client(bucket: Bucket) -> Any:
+    return _new_client(bucket)
 
 
 @lru_cache(maxsize=1)
 def _session() -> Any:
-    """What clients are made from: S3's description, which takes 0.1 s to parse. No credentials."""
+    """The session for all clients. Parsing S3's description takes 0.1 s. No credentials in it."""
     import boto3
 
     return boto3.session.Session()
 
 
-_making: Final = threading.Lock()
-"""Sessions, unlike clients, are for one thread at a time."""
+_session_lock: Final = threading.Lock()
+"""Only one thread at a time may use a session; clients have no such limit."""
 
 
-def _made(bucket: Bucket) -> Any:
+def _new_client(bucket: Bucket) -> Any:
     from botocore.config import Config
 
     host = re.sub(r"^https?://", "", bucket.endpoint_url)
-    with _making:
+    with _session_lock:
         return _session().client(
             "s3",
             endpoint_url=bucket.endpoint_url,
@@ -238,10 +238,10 @@ def _made(bucket: Bucket) -> Any:
             region_name=bucket.region,
             config=Config(
                 signature_version="s3v4",
-                # AWS names buckets in the host; most others want them in the path.
+                # AWS expects the bucket's name in the host; most others expect it in the path.
                 s3={"addressing_style": "virtual" if ".amazonaws.com" in host else "path"},
-                # Not "standard": its clients have a budget of retries, which one bad hour uses up,
-                # and this client is kept. A finished video is worth every try.
+                # Not "standard": its clients have a budget of retries. This client is kept, so one
+                # bad hour would use the budget up. A finished video is worth every try.
                 retries={"mode": "legacy", "max_attempts": 5},
                 connect_timeout=10,
                 read_timeout=60,
@@ -254,7 +254,7 @@ def _made(bucket: Bucket) -> Any:
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Turn what boto3 raises into StorageFailed, with the store's code and no key or URL."""
+    """Turn boto3's errors into StorageFailed, with the store's code but no key or URL."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

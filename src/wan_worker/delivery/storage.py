@@ -1,12 +1,12 @@
 """Artifacts -> an S3 bucket, a local folder, or the response itself.
 
-Three destinations, chosen before anything is generated: the job's own ``s3Config`` or the
-operator's bucket; a folder on a laptop; the response where base64 was asked for or where RunPod
-has been given no bucket. Objects are ``{prefix}/{job_id}/{index}.{ext}``; the job's
-``manifest.json`` is written last, so its presence means that all else is there.
+One of three destinations is chosen before the generation starts: the bucket of the job's
+``s3Config`` or of the operator; a folder on a laptop; the response, if the job wants base64 or if
+RunPod has no bucket. Objects are ``{prefix}/{job_id}/{index}.{ext}``. The job's ``manifest.json``
+is written last: if it exists, all other files exist too.
 
-Promises: the same job again writes the same key; a local file appears whole or not at all.
-Not covered: speaking to a bucket (s3), deleting old assets (its lifecycle rules do that better).
+Promises: a repeated job writes the same keys; a local file appears whole or not at all.
+Not covered: requests to a bucket (s3), deleting old assets (its lifecycle rules do that better).
 """
 
 import base64
@@ -47,7 +47,7 @@ MANIFEST: Final = "manifest.json"
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of this machine: assets become file URLs."""
+    """A folder on this machine. Assets get file URLs."""
 
     root: Path
 
@@ -57,7 +57,7 @@ class Inline:
     """The response itself."""
 
     asked: bool
-    """False: nobody asked, but there is no bucket."""
+    """False if the job did not ask for base64, but there is no bucket."""
 
 
 Destination = S3 | Folder | Inline
@@ -65,7 +65,7 @@ Destination = S3 | Folder | Inline
 
 @dataclass(frozen=True)
 class StoredAsset:
-    """An artifact and where it went: ``url`` and ``key``, or ``data`` (base64)."""
+    """An artifact and its place: ``url`` and ``key``, or ``data`` (base64)."""
 
     artifact: Artifact
     output: Output
@@ -74,12 +74,12 @@ class StoredAsset:
     data: str | None = None
 
     def public(self) -> dict[str, Any]:
-        """The asset as the response states it."""
+        """The asset as the response shows it."""
         place = {"data": self.data} if self.data else {"url": self.url, "key": self.key}
         return place | self.facts()
 
     def facts(self) -> dict[str, Any]:
-        """What is true of the file wherever it is."""
+        """The file's properties, independent of its place."""
         return {
             "content_type": self.artifact.content_type,
             "bytes": self.artifact.bytes,
@@ -104,7 +104,7 @@ def choose(
     on_platform: bool,
     policy: Policy,
 ) -> Destination:
-    """Where this job's assets go."""
+    """Choose the destination of this job's assets."""
     if response_format == "base64":
         return Inline(asked=True)
     if job_bucket is not None:
@@ -115,10 +115,10 @@ def choose(
 
 
 def check_fits(artifacts: Sequence[Artifact], to: Destination) -> None:
-    """See that all of a job's files together fit into a response, if that is where they go.
+    """Check that all of a job's files together fit into the response, if they go there.
 
     Raises:
-        OutputTooLarge: they do not.
+        OutputTooLarge: they do not fit.
     """
     size = sum(artifact.bytes for artifact in artifacts)
     if not isinstance(to, Inline) or size <= INLINE_BYTES:
@@ -140,11 +140,11 @@ def check_fits(artifacts: Sequence[Artifact], to: Destination) -> None:
 def put(
     artifact: Artifact, index: int, output: Output, job_id: str, to: Destination, control: Control
 ) -> StoredAsset:
-    """Deliver one artifact, whose size ``check_fits`` has passed.
+    """Deliver one artifact. Call ``check_fits`` before.
 
     Raises:
         StorageFailed: the bucket refused it, or could not be reached after the SDK's retries.
-        Canceled, DeadlineExceeded: the job should stop; what was sent of this file is taken back.
+        Canceled, DeadlineExceeded: the job should stop; the part already sent is removed.
     """
     control.check()
     key = f"{job_folder(job_id)}/{index}.{artifact.extension}"
@@ -160,7 +160,7 @@ def put(
 
 
 def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> None:
-    """Write the job's durable record, after everything that it names. No URLs: they expire."""
+    """Write the job's durable record, after all its files. No URLs, because they expire."""
     body = json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False).encode()
     key = f"{job_folder(job_id)}/{MANIFEST}"
     if isinstance(to, Folder):
@@ -170,7 +170,7 @@ def put_manifest(manifest: Mapping[str, Any], job_id: str, to: Destination) -> N
 
 
 def remove(asset: StoredAsset, to: Destination) -> None:
-    """Take back a file that was delivered, for a job that was cancelled."""
+    """Remove a delivered file of a cancelled job."""
     if isinstance(to, Folder) and asset.key is not None:
         (to.root.resolve() / asset.key).unlink(missing_ok=True)
     elif isinstance(to, S3) and asset.key is not None:
@@ -178,14 +178,14 @@ def remove(asset: StoredAsset, to: Destination) -> None:
 
 
 def job_folder(job_id: str) -> str:
-    """The job's id as one path segment; ids that could be anything else are hashed."""
+    """The job's id as one path segment. An id with unsafe characters is hashed."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", job_id, re.ASCII):
         return job_id
     return hashlib.sha256(job_id.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 def _write_local(target: Path, body: bytes | Path) -> None:
-    """Bytes, or a copy of a file, that appear under their name whole or not at all."""
+    """Write bytes or a copy of a file. The target appears whole or not at all."""
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,17 @@
 """Which addresses are public, and what does a URL mean?
 
-A job's URLs are written by strangers, and this worker sits inside somebody's network. So:
+Strangers write a job's URLs, and this worker runs inside somebody's network. So:
 
-- ``parse`` alone decides what a URL means, and the ``Target`` that it returns is what is dialled: a
+- ``parse`` alone decides what a URL means. The worker connects to the ``Target`` that it returns. A
   spelling that two parsers might read in two ways is refused;
-- a redirect is a new URL, parsed by the same rules, and never leads from https to http;
-- ``is_public`` is true only for what the public internet routes to a single ordinary host, with no
-  IPv4 address of another kind hidden inside.
+- a redirect is a new URL. The same rules apply, and it never leads from https to http;
+- ``is_public`` is true only for an address that the public internet routes to a single ordinary
+  host, and that hides no IPv4 address of another kind.
 
-Nothing here asks the resolver or opens a socket: that is net's.
+Nothing here asks the resolver or opens a socket (dialing does).
 
-Not covered: network-specific NAT64 prefixes (RFC 6052, unknowable from outside), addresses that a
-firewall should block although they are public (the operator's own), international host names (write
-them as xn--…).
+Not covered: network-specific NAT64 prefixes (RFC 6052, unknowable from outside), public addresses
+that a firewall should block (the operator's own), international host names (write them as xn--…).
 """
 
 import re
@@ -27,7 +26,7 @@ from wan_worker.errors import UrlBlocked
 # Which addresses are public?
 
 GLOBAL_UNICAST_V6: Final = IPv6Network("2000::/3")
-"""All that IANA gives out (RFC 4291 §2.4). What is outside and known: ::, ::1 and IPv4-compatible
+"""All that IANA assigns (RFC 4291 §2.4). Known ranges outside it: ::, ::1 and IPv4-compatible
 (RFC 4291), IPv4-mapped ::ffff:0:0/96 (RFC 4291), NAT64 64:ff9b::/96 (RFC 6052) and 64:ff9b:1::/48
 (RFC 8215), discard-only 100::/64 (RFC 6666), dummy 100:0:0:1::/64 (RFC 9780), SRv6 SIDs 5f00::/16
 (RFC 9602), unique local fc00::/7 (RFC 4193; fd00:ec2::254 is Amazon's metadata), link-local
@@ -66,11 +65,11 @@ SPECIAL: Final = tuple(
 )
 
 ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})
-"""The upper half of an interface id with an IPv4 address below it, under any prefix (RFC 5214)."""
+"""Upper half of an interface id that holds an IPv4 address, under any prefix (RFC 5214)."""
 
 
 def is_public(ip: str) -> bool:
-    """Whether an address is one that the public internet routes to a single ordinary host."""
+    """Whether the public internet routes this address to a single ordinary host."""
     try:
         address = ip_address(ip)
     except ValueError:
@@ -88,14 +87,14 @@ def is_public(ip: str) -> bool:
 
 MAX_URL_CHARS: Final = 8192
 UNCLEAR: Final = re.compile(r"[\x00-\x20\x7f\s\\\ud800-\udfff]")
-"""What parsers drop, replace or take for a slash."""
+"""Characters that some parsers drop, replace or read as a slash."""
 URL: Final = re.compile(
     r"(?P<scheme>https?)://"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
     r"(?::(?P<port>[0-9]{1,5}))?"
-    # '//a#@b' and '//a?@b' are refused: parsers disagree on which of the two is the host.
+    # '//a#@b' and '//a?@b' are refused: parsers disagree whether a or b is the host.
     r"(?P<path>/.*|\?[^@]*)?",
-    re.IGNORECASE | re.ASCII,  # without ASCII, IGNORECASE takes 'ſ' for an s
+    re.IGNORECASE | re.ASCII,  # without ASCII, IGNORECASE reads 'ſ' as an s
 )
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -105,7 +104,7 @@ PRINTABLE: Final = "".join(map(chr, range(0x21, 0x7F)))
 
 @dataclass(frozen=True)
 class Target:
-    """A URL, taken apart once."""
+    """A parsed URL."""
 
     scheme: str
     host: str
@@ -113,11 +112,11 @@ class Target:
     is_address: bool
     port: int
     path: str
-    """With the query, in ASCII; never empty."""
+    """Path and query, in ASCII; never empty."""
 
     @property
     def authority(self) -> str:
-        """The Host header: without a default port, which would break presigned URLs."""
+        """The Host header. A default port is left out, because it would break presigned URLs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
@@ -127,11 +126,11 @@ def blocked(field: str | None, rule: str) -> UrlBlocked:
 
 
 def parse(url: str, field: str | None, *, any_port: bool = False) -> Target:
-    """What this URL means.
+    """Decide what this URL means.
 
     Args:
-        field: the request's field that holds it, for messages.
-        any_port: else 80 and 443 alone.
+        field: the request's field that holds the URL, for messages.
+        any_port: allow every port, not only 80 and 443.
 
     Raises:
         UrlBlocked: it is no http(s) URL, or two parsers might read it in two ways.
@@ -165,16 +164,16 @@ def parse(url: str, field: str | None, *, any_port: bool = False) -> Target:
 def redirected(
     target: Target, location: str, field: str | None, *, any_port: bool = False
 ) -> Target:
-    """Where a Location header leads from here. It is read as Latin-1, as http.client does.
+    """The target that a Location header redirects to. http.client gives the header as Latin-1.
 
     Raises:
-        UrlBlocked: as for ``parse``; or it leads from https to http.
+        UrlBlocked: as in ``parse``; or it leads from https to http.
     """
-    # Servers that send raw UTF-8 here mean UTF-8.
+    # A server that sends raw UTF-8 here means UTF-8.
     location = location.encode("latin-1", "replace").decode("utf-8", "replace")
-    # For urljoin, 'http:///x' is a path on this same host, and it drops some of what is unclear.
+    # urljoin reads 'http:///x' as a path on the same host, and drops some UNCLEAR characters.
     if not SCHEME.match(location) and not UNCLEAR.search(location):
-        with suppress(ValueError):  # '//[', for one, which parse refuses as it is
+        with suppress(ValueError):  # for example '//[': parse refuses it unchanged
             location = urljoin(f"{target.scheme}://{target.authority}{target.path}", location)
     following = parse(location, field, any_port=any_port)
     if target.scheme == "https" and following.scheme == "http":
@@ -187,13 +186,13 @@ def _default_port(scheme: str) -> int:
 
 
 def _host(text: str, field: str | None) -> tuple[str, bool]:
-    """A host as Target has it, and whether it is an address."""
+    """A host in the form of ``Target.host``, and whether it is an address."""
     labels = text.split(".")
     try:
         if text.startswith("["):
             return str(IPv6Address(text[1:-1])), True
-        # What ends in a number is an address to every URL parser and to the C library, in octal,
-        # hexadecimal and short forms too: only four decimal parts are read by all in one way.
+        # If the last label is a number, every URL parser and the C library read an address. They
+        # accept octal, hexadecimal and short forms, but agree only on four decimal parts.
         if NUMBER.fullmatch(labels[-1]):
             return str(IPv4Address(text)), True
     except ValueError:

@@ -2,12 +2,12 @@
 
 - The name is resolved once per try, and every answer must be public. The socket goes to one of the
   checked addresses (no DNS rebinding).
-- A name that is internal and a name that does not exist give the same answer.
+- An internal name and a name that does not exist give the same answer.
 - Every wait ends at the call's monotonic deadline, or when the job is cancelled.
 
 With ``allow_private`` (the operator's escape hatch, and loopback tests) any address, port and
-environment proxy setting will do.
-Not covered: what is said over the connection (exchange), redirects and tries (net).
+environment proxy setting is accepted.
+Not covered: the HTTP messages on the connection (exchange), redirects and retries (net).
 """
 
 import socket
@@ -26,7 +26,7 @@ from wan_worker.inputs.addresses import Target
 
 RESOLVE_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 5.0
-"""For one address, so that a dead IPv6 route leaves time for IPv4."""
+"""The limit for one address, so that a dead IPv6 route leaves time for IPv4."""
 
 _bypassed: Callable[..., bool] = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
 
@@ -47,16 +47,16 @@ def system_tls() -> ssl.SSLContext:
 
 
 def never() -> None:
-    """Nobody cancels."""
+    """Never cancel."""
 
 
 def silent(_done: int, _total: int | None) -> None:
-    """Nobody watches."""
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Where this worker may connect, and the edges of the system it does that through."""
+    """Where this worker may connect, and the system functions that it connects with."""
 
     allow_private: bool = False
     resolve: Callable[[str], tuple[str, ...]] = system_resolve
@@ -69,7 +69,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Call:
-    """What all tries and hops of one call share."""
+    """The state that all tries and redirects of one call share."""
 
     policy: Policy
     field: str | None
@@ -79,7 +79,7 @@ class Call:
     progress: Callable[[int, int | None], None] = silent
 
     def left(self) -> float:
-        """Seconds until the deadline; raises when it has passed or the job is cancelled."""
+        """Seconds until the deadline. Raises if it has passed or the job is cancelled."""
         self.canceled()
         left = self.ends - self.policy.clock()
         if left <= 0:
@@ -92,7 +92,7 @@ class Call:
 
 
 def dialable(target: Target, call: Call) -> tuple[str, ...]:
-    """The addresses that may be dialled for this target: all of its host's, all of them public."""
+    """All addresses of the target's host. Raises unless the policy allows every one of them."""
     policy = call.policy
     proxies = dict(policy.proxies())
     proxied = proxies.get(target.scheme) or proxies.get("all")
@@ -107,13 +107,13 @@ def dialable(target: Target, call: Call) -> tuple[str, ...]:
         if not found:
             raise call.failed("its host name can't be resolved", retryable=True)
     elif not found or not all(map(addresses.is_public, found)):
-        # One message for both, so that nobody can map a private network by asking.
+        # One message for both cases, so that nobody can map a private network with requests.
         raise addresses.blocked(call.field, "its host can't be reached at a public address")
     return found
 
 
 def _resolve(host: str, call: Call) -> tuple[str, ...]:
-    """Ask the resolver, which has no time limit of its own: hence the thread. () for no answer."""
+    """Ask the resolver, in a thread because it has no time limit. No answer gives ()."""
     seconds = min(call.left(), RESOLVE_SECONDS)
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolve")
     try:
@@ -125,7 +125,7 @@ def _resolve(host: str, call: Call) -> tuple[str, ...]:
 
 
 def dial(target: Target, call: Call) -> socket.socket:
-    """A connection to the first of the checked addresses that answers."""
+    """Connect to the first checked address that answers."""
     problem = OSError()
     for ip in dialable(target, call):
         try:

@@ -1,8 +1,9 @@
 """One HTTP request on one connection that we opened ourselves.
 
-Host, SNI and the certificate check keep the name while the socket goes to a checked address. Every
-wait (handshake, header, body) ends at the call's deadline, however slowly bytes drip. A body is
-counted after decoding, as it comes. Every fault is a ``FetchFailed`` that says whether it may pass.
+Host, SNI and the certificate check use the name; the socket goes to a checked address. Every wait
+(handshake, header, body) ends at the call's deadline, even if bytes arrive slowly. A body's bytes
+are counted after decoding, as they arrive. Every fault is a ``FetchFailed`` that says whether a
+retry may help.
 Not covered: where the socket may go (dialing), encodings other than gzip.
 """
 
@@ -19,14 +20,14 @@ from wan_worker.inputs.addresses import Target
 from wan_worker.inputs.dialing import CONNECT_SECONDS, Call, dial
 
 POLL_SECONDS: Final = 0.5
-"""How long a stalled read may keep a cancelled job."""
+"""How long a stalled read may delay the end of a cancelled job."""
 CHUNK_BYTES: Final = 64 * 1024
 RETRYABLE: Final = frozenset({408, 425, 429})
-"""And every 5xx."""
+"""After these statuses and every 5xx, a retry may help."""
 
 
 class Sink(Protocol):
-    """Where a body goes; what it raises passes through, unless it is an OSError (a network's)."""
+    """Where a body goes. Its errors pass through, but an OSError counts as the network's."""
 
     def seek(self, offset: int, /) -> int: ...
     def truncate(self) -> int: ...
@@ -37,7 +38,7 @@ class Sink(Protocol):
 def exchange(
     method: str, target: Target, call: Call, headers: Mapping[str, str], body: bytes | None = None
 ) -> Iterator[http.client.HTTPResponse]:
-    """One request on one connection that we opened ourselves, and every fault on it translated."""
+    """Send one request on a connection of our own; turn every fault into ``FetchFailed``."""
     with ExitStack() as stack:
         try:
             sock = stack.enter_context(dial(target, call))
@@ -47,7 +48,7 @@ def exchange(
                 sock = stack.enter_context(tls.wrap_socket(sock, server_hostname=target.host))
             connection = http.client.HTTPConnection(target.host, target.port)
             connection.auto_open = 0  # it must never dial by itself
-            connection.sock = cast(socket.socket, _Wire(sock, call.left))
+            connection.sock = cast(socket.socket, _DeadlineSocket(sock, call.left))
             fixed = {"Host": target.authority, "User-Agent": "wan-worker", "Connection": "close"}
             connection.request(method, target.path, body, {**headers, **fixed})
             yield stack.enter_context(connection.getresponse())
@@ -57,9 +58,9 @@ def exchange(
             raise call.failed("the server is unreachable or broke off", retryable=True) from None
 
 
-class _Reader(BufferedReader):
-    """What http.client reads from. It asks for as many bytes as a chunk's header says, and takes a
-    negative size as it comes: -1 would read all that a server can send into memory."""
+class _CheckedReader(BufferedReader):
+    """The file that http.client reads. It asks for as many bytes as a chunk's header says, even for
+    a negative size: -1 would read all that a server can send into memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
@@ -67,8 +68,8 @@ class _Reader(BufferedReader):
         return super().read(size)
 
 
-class _Wire(RawIOBase):
-    """A socket as http.client wants it, on which every wait ends at the deadline."""
+class _DeadlineSocket(RawIOBase):
+    """A socket for http.client whose every wait ends at the deadline."""
 
     def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:
         self._sock = sock
@@ -79,7 +80,7 @@ class _Wire(RawIOBase):
         self._sock.sendall(data)
 
     def makefile(self, _mode: str) -> BufferedReader:
-        return _Reader(self, CHUNK_BYTES)
+        return _CheckedReader(self, CHUNK_BYTES)
 
     def readable(self) -> bool:
         return True
@@ -93,7 +94,7 @@ class _Wire(RawIOBase):
                 continue
 
     def close(self) -> None:
-        """http.client closes its side when the headers are in; the body still comes over it."""
+        """Do nothing: http.client calls this after the headers, and the body still follows."""
 
 
 def receive(response: http.client.HTTPResponse, call: Call, max_bytes: int, sink: Sink) -> None:
@@ -116,14 +117,14 @@ def receive(response: http.client.HTTPResponse, call: Call, max_bytes: int, sink
             call.progress(done, total)
     except zlib.error:
         raise call.failed("its compressed content is damaged", retryable=False) from None
-    if response.length:  # what http.client still waits for
+    if response.length:  # bytes that http.client still expects
         raise call.failed("the server broke off before the end", retryable=True)
 
 
 def _decoded(response: http.client.HTTPResponse, call: Call) -> Iterator[bytes]:
-    """The body, unpacked where the server compresses although it was asked not to.
+    """Yield the body, unpacked if the server compresses it although we asked it not to.
 
-    Yields no more than a chunk at a time, so that the caller stops a bomb early.
+    Each piece is at most one chunk, so that the caller can stop a decompression bomb early.
     """
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):

@@ -1,28 +1,28 @@
-"""Is this image file made of as few parts as real ones are? Asked before a decoder works on it.
+"""Does this image file have too many parts? Checked before a decoder works on it.
 
-A size limit alone does not bound a decoder's time: each of a progressive JPEG's scans goes over the
-whole picture again, so that 20 MB of empty scans take an hour, and Pillow reads segments, chunks
-and fill bytes one by one in Python. So the parts are counted first, at the cost of a walk from
-header to header that ends at the limit.
+A size limit alone does not bound a decoder's time. Each scan of a progressive JPEG covers the whole
+picture again, so that 20 MB of empty scans take an hour. Pillow reads segments, chunks and fill
+bytes one by one in Python. So the parts are counted first. The count walks from header to header
+and ends at the limit.
 
-Not covered: whether the parts are right (the decoder), WebP (its reader is C and its parts are
-frames, of which one is decoded).
+Not covered: whether the parts are valid (the decoder checks), WebP (its reader is C; its parts are
+frames, and only one is decoded).
 """
 
 import re
 from typing import Final
 
 MAX_SCANS: Final = 100
-"""Of a JPEG. Encoders write about ten; libjpeg's own tools take scripts of up to a hundred."""
+"""For a JPEG. Encoders write about ten; libjpeg's own tools accept up to a hundred."""
 MAX_SEGMENTS: Final = 2_000
-"""Of a JPEG. A profile of 16 MB in pieces of 64 KB, the most that there can be, has 255."""
+"""For a JPEG. The largest profile, 16 MB in pieces of 64 KB, has 255."""
 MAX_FILL_BYTES: Final = 65_536
-"""Between a JPEG's segments, where there is nothing to be said."""
+"""For the bytes between a JPEG's segments, which carry no information."""
 MAX_CHUNKS: Final = 50_000
-"""Of a PNG. 20 MB in the smallest pieces that programs write, of 1 KB, have 20,000."""
+"""For a PNG. Programs write pieces of 1 KB or more; 20 MB of those are 20,000."""
 
-# Stuffed zeros, restarts and TEM stand alone: what is left begins a segment, or ends the picture.
-# Only the last fill byte is matched: `\xff+` would walk what is nothing but fill once for each byte.
+# Stuffed zeros, restarts and TEM stand alone. Other markers begin a segment or end the picture.
+# Only the last fill byte is matched: `\xff+` would walk a run of fill bytes once for each of them.
 _SEGMENT: Final = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 _SCAN, _END = b"\xda", b"\xd9"
 

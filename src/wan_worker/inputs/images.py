@@ -1,12 +1,12 @@
 """Untrusted bytes -> one safe, oriented RGB image.
 
-Promises: only PNG, JPEG and WebP decoders ever see the bytes, chosen by the bytes themselves and
-never by a Content-Type or a file name; the pixel count is checked before a pixel is decoded; what
-comes back is fully loaded, upright, 8-bit RGB, without alpha and metadata; whatever is wrong with
-the bytes is an ImageRejected that says what they seem to be. Nothing here changes global state of
-Pillow or of the warnings module, so it may run in any thread.
-Not covered: where the bytes come from (net), the size that the model wants (plan), colour profiles
-(pixels are taken for sRGB), the memory of the largest image allowed: up to ten bytes a pixel.
+Promises: only PNG, JPEG and WebP decoders ever read the bytes; the bytes alone select the decoder,
+never a Content-Type or a file name; the pixel count is checked before a pixel is decoded; the
+result is fully loaded, upright, 8-bit RGB, without alpha and metadata; every fault of the bytes is
+an ImageRejected that says what they seem to be. Nothing here changes global state of Pillow or of
+the warnings module, so any thread may run it.
+Not covered: where the bytes come from (net), the size that the model needs (planning.plan), colour
+profiles (pixels count as sRGB), the memory of the largest allowed image: up to ten bytes a pixel.
 """
 
 import base64
@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from wan_worker.errors import ImageRejected, UrlBlocked
 from wan_worker.inputs import image_parts
 
-if TYPE_CHECKING:  # Pillow is imported where an image is at hand: a bad request costs nothing
+if TYPE_CHECKING:  # Pillow is imported only when there is an image: a bad request costs nothing
     from PIL import Image, ImageFile
 
 T = TypeVar("T")
 
 MIN_SIDE: Final = 16
-"""Pixels: the models' grid. Anything smaller holds nothing to start a video from."""
+"""Pixels, the models' grid. A smaller image has too little content to start a video."""
 MAX_ASPECT: Final = 8
-"""Long side over short side. Beyond it, a centre-crop would keep next to nothing."""
+"""Long side over short side. Beyond it, a centre-crop would keep almost nothing."""
 ACCEPTED: Final = "PNG, JPEG and WebP are accepted"
 
 PATH: Final = re.compile(r"[/\\.~].*|[\w./\\ -]{1,512}\.[A-Za-z0-9]{2,5}", re.DOTALL)
-"""What starts like a path or ends like a file name."""
+"""Text that starts like a path or ends like a file name."""
 JPEG_BASE64: Final = "/9j/"
-"""How base64 of a JPEG begins, which looks like an absolute path."""
+"""A JPEG in base64 begins like this, which looks like an absolute path."""
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 DATA_URI: Final = re.compile(r"data:([^,;]*)((?:;[^,;]*)*),", re.IGNORECASE)
 
@@ -62,12 +62,12 @@ SIGNATURES: Final = (
     (rb"\W*<\?xml", "an XML document"),
     (rb"\s*[{\[]", "JSON"),
 )
-"""First bytes -> the format, for those accepted, or a name to reject it by. First match wins."""
+"""First bytes -> an accepted format, or a name for the rejection. The first match wins."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An RGB image, and what was done to it that its owner might mind, as (code, message)."""
+    """An RGB image, and the changes that its owner should know, as (code, message)."""
 
     image: "Image.Image"
     warnings: tuple[tuple[str, str], ...]
@@ -77,7 +77,7 @@ def kind(text: str, field: str) -> Literal["url", "inline"]:
     """Is this a URL to fetch or an image to decode?
 
     Raises:
-        UrlBlocked: it is neither, but a local path or a URL of another scheme.
+        UrlBlocked: it is a local path or a URL of another scheme.
     """
     start = text[:1024].strip()
     scheme = SCHEME.match(start)
@@ -95,7 +95,7 @@ def kind(text: str, field: str) -> Literal["url", "inline"]:
 
 
 def decode_inline(text: str, field: str, max_bytes: int) -> bytes:
-    """The bytes of a data URI or of bare base64."""
+    """Decode a data URI or bare base64."""
     text = text.strip()
     if text[:5].lower() == "data:":
         head = DATA_URI.match(text[:1024])
@@ -114,7 +114,7 @@ def decode_inline(text: str, field: str, max_bytes: int) -> bytes:
 
 
 def sniff(data: bytes) -> str | None:
-    """What these bytes seem to be: one of FORMATS, another kind of file in words, or None."""
+    """Guess the kind of file: one of FORMATS, another kind in words, or None."""
     start = data[:1024]
     for pattern, name in SIGNATURES:
         if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
@@ -123,10 +123,10 @@ def sniff(data: bytes) -> str | None:
 
 
 def decode(data: bytes, field: str, max_pixels: int) -> Decoded:
-    """One upright RGB image out of a whole file.
+    """Decode a whole file into one upright RGB image.
 
     Raises:
-        ImageRejected: the file is of another format, damaged, too large, too small or too long.
+        ImageRejected: the file has another format, is damaged, too large, too small or too long.
     """
     if not data:
         raise _rejected(field, "is empty")
@@ -140,7 +140,7 @@ def decode(data: bytes, field: str, max_pixels: int) -> Decoded:
     notes = []
     if getattr(image, "is_animated", False):
         notes.append(("ANIMATION_FIRST_FRAME", f"{field}: is animated; its first frame is used"))
-    # Before _upright, which forgives faults and may load pixels on its way to the metadata.
+    # Load before _upright, which ignores faults and may load pixels to reach the metadata.
     _guarded(image.load, field)
     rgb, flattened = _guarded(lambda: _rgb(_upright(image)), field)
     if flattened:
@@ -149,7 +149,7 @@ def decode(data: bytes, field: str, max_pixels: int) -> Decoded:
 
 
 def cover(image: "Image.Image", width: int, height: int) -> "Image.Image":
-    """Scale to cover width x height and cut the overlap off evenly on both sides."""
+    """Scale to cover width x height, then cut the excess evenly on both sides."""
     from PIL import Image
 
     if image.size == (width, height):
@@ -159,7 +159,7 @@ def cover(image: "Image.Image", width: int, height: int) -> "Image.Image":
     kept_height = min(height / scale, image.height)
     left = (image.width - kept_width) / 2
     top = (image.height - kept_height) / 2
-    # In one step, so that nothing is rounded to whole pixels in between.
+    # Crop and scale in one step, so that nothing is rounded to whole pixels in between.
     box = (left, top, left + kept_width, top + kept_height)
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
@@ -169,7 +169,7 @@ def _rejected(field: str, rule: str) -> ImageRejected:
 
 
 def _guarded(action: Callable[[], T], field: str) -> T:
-    """Decoders of damaged files raise anything: OSError, SyntaxError, ValueError, struct.error…"""
+    """Reject any error: damaged files raise OSError, SyntaxError, ValueError, struct.error…"""
     try:
         return action()
     except Exception as problem:
@@ -179,8 +179,8 @@ def _guarded(action: Callable[[], T], field: str) -> T:
 def _open(data: bytes, form: str) -> "ImageFile.ImageFile":
     """Read the header.
 
-    By the reader itself and not by Image.open, which warns (globally) of large images, where our
-    own limit decides, and which turns a JPEG with several pictures into another format.
+    This calls the format's reader and not Image.open. Image.open warns (globally) of large images,
+    but our own limit decides that. It also turns a JPEG with several pictures into another format.
     """
     from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
@@ -203,7 +203,7 @@ def _check_size(width: int, height: int, field: str, max_pixels: int) -> None:
 
 
 def _upright(image: "Image.Image") -> "Image.Image":
-    """Turned as EXIF says. Unreadable EXIF turns nothing: it is no reason to refuse the pixels."""
+    """Turn the image as EXIF says. Unreadable EXIF is ignored: the pixels are still good."""
     from PIL import ExifTags, Image
 
     turns = {
@@ -217,7 +217,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
     }
     try:
         turn = turns.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - the parser of a stranger's metadata
+    except Exception:  # noqa: BLE001 - a parser of untrusted metadata
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -227,12 +227,12 @@ def _rgb(image: "Image.Image") -> tuple["Image.Image", bool]:
     from PIL import Image
 
     if image.mode.startswith("I"):
-        # 16-bit grey: scaled, where convert("RGB") would clip all above 255 to white.
+        # 16-bit grey is scaled, because convert("RGB") would clip all above 255 to white.
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("RGB"), False
     if not image.has_transparency_data:
         return image.convert("RGB"), False
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
     alpha = layer.getchannel("A")
     flat = Image.new("RGB", layer.size, "white")
-    flat.paste(layer, mask=alpha)  # in place: an image at the limit takes 160 MB for each copy
+    flat.paste(layer, mask=alpha)  # in place: each copy of an image at the limit takes 160 MB
     return flat, alpha.getextrema() != (255, 255)

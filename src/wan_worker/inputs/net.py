@@ -1,14 +1,15 @@
-"""Fetch and post within caps and one deadline, dialling only what addresses allows.
+"""Fetch and post within size limits and one deadline, only at addresses that are allowed.
 
-- Only a checked address is dialled, whatever the name answers later (dialing).
-- Each redirect is a new URL, checked like the first; nothing but a fixed set of headers is sent, so
-  no credential can cross hosts.
-- Every wait (resolver, connect, handshake, header, body) ends at one monotonic deadline, however
-  slowly bytes drip; bodies are counted after decoding, as they come.
-- A name that is internal and a name that does not exist give the same answer.
+- The worker connects only to a checked address, even if the name resolves differently later
+  (dialing).
+- Each redirect is a new URL, checked like the first. Only a fixed set of headers is sent, so no
+  credential can cross hosts.
+- Every wait (resolver, connect, handshake, header, body) ends at one monotonic deadline, even if
+  bytes arrive slowly. Bodies are counted after decoding, as they arrive.
+- An internal name and a name that does not exist give the same answer.
 
 With ``allow_private`` (the operator's escape hatch, and loopback tests) any address, port and
-environment proxy setting will do; schemes, caps and deadlines stay.
+environment proxy setting is accepted; schemes, size limits and deadlines stay.
 
 Not covered: proxies (refused where the environment sets one), encodings other than gzip,
 Retry-After given as a date.
@@ -37,11 +38,11 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 class Reply:
     status: int
     retry_after: float | None
-    """Seconds, where the server asked for them in seconds."""
+    """Seconds, if the server gave them in seconds."""
 
 
 def check(url: str, policy: Policy, *, field: str | None, https_only: bool = False) -> None:
-    """Would this URL be dialled at all? For URLs that are used later, or by another client.
+    """Refuse a URL that may not be dialled. For URLs used later, or by another client.
 
     Args:
         https_only: refuse plain http, unless private addresses are allowed too.
@@ -66,7 +67,7 @@ def fetch(
     field: str | None,
     canceled: Callable[[], None] = never,
 ) -> bytes:
-    """The body behind a URL, within a size and a total time; ``fetch_into`` in memory."""
+    """Fetch the body of a URL into memory, within a size and a total time (``fetch_into``)."""
     sink = BytesIO()
     fetch_into(
         sink, url, policy, max_bytes=max_bytes, seconds=seconds, field=field, canceled=canceled
@@ -85,12 +86,14 @@ def fetch_into(
     canceled: Callable[[], None] = never,
     progress: Callable[[int, int | None], None] = silent,
 ) -> None:
-    """Write the body behind a URL, within a size and a total time; each try starts afresh.
+    """Write the body of a URL to ``sink``, within a size and a total time.
+
+    Each try starts from the beginning.
 
     Args:
-        sink: empty, seekable.
-        canceled: called between waits; raises to give up.
-        progress: called with the bytes so far and those in all, where the server says.
+        sink: empty and seekable.
+        canceled: called between waits; it raises to stop the download.
+        progress: called with the bytes so far, and the total if the server states it.
 
     Raises:
         UrlBlocked: the URL, or one that it redirects to, may not be dialled.
@@ -117,7 +120,7 @@ def post(
     seconds: float,
     field: str | None = None,
 ) -> Reply:
-    """One POST. Redirects are answers like any other; the response's body is never read.
+    """Send one POST. A redirect is an ordinary answer; the response's body is never read.
 
     Raises:
         UrlBlocked: the URL may not be dialled.
@@ -130,19 +133,19 @@ def post(
 
 
 def connect(url: str, policy: Policy, *, field: str | None, seconds: float) -> socket.socket:
-    """A connection, without TLS, to where a URL leads: for a client that speaks for itself.
+    """Connect to a URL's host, without TLS, for a client with its own protocol code.
 
     Raises:
         UrlBlocked: the URL may not be dialled.
         FetchFailed: the time is up.
-        OSError: nobody answers at any of the checked addresses.
+        OSError: none of the checked addresses answers.
     """
     target = addresses.parse(url, field, any_port=policy.allow_private)
     return dialing.dial(target, Call(policy, field, seconds, policy.clock() + seconds))
 
 
 def _follow(target: Target, call: Call, max_bytes: int, sink: Sink) -> None:
-    """GET, through a few redirects."""
+    """GET, following a few redirects."""
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
     for _ in range(MAX_REDIRECTS + 1):
         with exchange("GET", target, call, headers) as response:

@@ -1,29 +1,25 @@
-"""Which pictures does the job start from? Fetched, decoded, and at the size of its plan.
+"""Which pictures does the job start from? They are fetched, decoded and brought to the plan's size.
 
-Fit rule: the size comes from the request, or from the first picture that is there (the last frame's
-where it is alone); each picture is then scaled to cover that size and cropped at the centre.
+Fit rule: the size comes from the request, or from the first picture that is there (from the last
+frame's picture where it is the only one). Each picture is then scaled to cover that size and
+cropped at the centre.
 
-Promises: a picture is refused by the field that it was given under; with ``reference_fallback`` one
-that can't be used is left out with a warning, all of them where no model serves the rest.
-Not covered: the rules of a single picture (images), of addresses (net), of models (plan).
+Promises: a picture is refused under the field that it was given in. With ``reference_fallback``
+a picture that can't be used is left out with a warning.
+Not covered: the rules of a single picture (images), of addresses (net), of models (planning), and
+what is made without a picture (request.fallback).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from wan_worker.errors import (
-    FetchFailed,
-    ImageRejected,
-    ModelUnavailable,
-    UrlBlocked,
-    WorkerError,
-)
+from wan_worker.errors import FetchFailed, ImageRejected, UrlBlocked, WorkerError
 from wan_worker.inputs import images, net
 from wan_worker.inputs.dialing import Policy
 from wan_worker.inputs.images import Decoded
 from wan_worker.planning.plan import Plan, fit_to_image
-from wan_worker.request.parse import REFERENCES, Notice, Request
+from wan_worker.request.parse import REFERENCES, Notice, Picture, Request
 from wan_worker.settings import Settings
 from wan_worker.timing.progress import Control
 
@@ -32,8 +28,8 @@ if TYPE_CHECKING:
 
 FETCH_SECONDS: Final = 30.0
 
-Replan = Callable[[Request], Plan]
-"""The plan of a request, or the error that refuses it."""
+PlanWithout = Callable[[str, Request, WorkerError], tuple[Request, Plan]]
+"""The request without the picture of a field, and its plan; raises the error where none will do."""
 
 
 @dataclass(frozen=True)
@@ -45,49 +41,39 @@ class References:
     last: "Image | None" = None
 
 
-def plan_with(asked: Request, replan: Replan) -> tuple[Request, Plan]:
-    """The plan; with ``reference_fallback``, of fewer pictures where no model is here for them."""
-    try:
-        return asked, replan(asked)
-    except ModelUnavailable as problem:
-        if not asked.references or asked.model != "auto" or not asked.reference_fallback:
-            raise
-        return _plan_without("last_image_url", asked, problem, replan)
-
-
 def check(asked: Request) -> None:
     """Refuse what can't hold a picture.
 
     Raises:
         UrlBlocked: a path, or a URL of another scheme.
     """
-    for name in asked.references:
-        images.kind(asked.reference(name) or "", asked.pointer(name))
+    for picture in asked.pictures:
+        images.kind(picture.source, picture.pointer)
 
 
 def gather(
     asked: Request,
     planned: Plan,
-    replan: Replan,
+    plan_without: PlanWithout,
     settings: Settings,
     policy: Policy,
     control: Control,
 ) -> tuple[Plan, References]:
-    """Fetch the request's pictures, and settle the plan's size by them.
+    """Fetch the request's pictures, and let them set the plan's size where it is open.
 
     Raises:
         UrlBlocked, ImageRejected, FetchFailed: a picture can't be used, and must be.
     """
     found: dict[str, Decoded] = {}
-    for name in asked.references:
-        if name not in asked.references:  # given up by an earlier one
+    for picture in asked.pictures:
+        if picture.field not in asked.references:  # given up with an earlier one
             continue
         try:
-            found[name] = _fetch(asked, name, settings, policy, control)
+            found[picture.field] = _fetch(picture, settings, policy, control)
         except (UrlBlocked, ImageRejected, FetchFailed) as problem:
             if not asked.reference_fallback:
                 raise
-            asked, planned = _plan_without(name, asked, problem, replan)
+            asked, planned = plan_without(picture.field, asked, problem)
     pictures = {name: found[name] for name in asked.references}
     if not pictures:
         return planned, References()
@@ -101,46 +87,16 @@ def gather(
     return replace(planned, notices=(*planned.notices, *notices)), References(first, last)
 
 
-def _plan_without(
-    name: str, asked: Request, problem: WorkerError, replan: Replan
-) -> tuple[Request, Plan]:
-    """Plan without one picture, else without any; raise the problem where neither will do."""
-    some = (name,) if name in asked.references else ()
-    for dropped in dict.fromkeys((some or asked.references, asked.references)):
-        fewer = asked.without(dropped, _why(asked, dropped, problem))
-        if not fewer.references and not fewer.prompt:
-            continue
-        try:
-            return fewer, replan(fewer)
-        except WorkerError:
-            continue  # the picture is what to mend
-    raise problem
-
-
-def _why(asked: Request, dropped: tuple[str, ...], problem: WorkerError) -> Notice:
-    left = [name for name in asked.references if name not in dropped]
-    start = f"Made without {' and '.join(dropped)}" if left else "Made from the prompt alone"
-    return Notice(
-        "REFERENCE_UNUSABLE",
-        f"{start}; the reference image failed with {problem.code}: {problem.message}",
-    )
-
-
-def _fetch(
-    asked: Request, name: str, settings: Settings, policy: Policy, control: Control
-) -> Decoded:
-    text, where = asked.reference(name), asked.pointer(name)
-    if text is None:
-        raise ValueError(f"{name} is not given")
-    if images.kind(text, where) == "inline":
-        data = images.decode_inline(text, where, settings.max_image_bytes)
+def _fetch(picture: Picture, settings: Settings, policy: Policy, control: Control) -> Decoded:
+    if images.kind(picture.source, picture.pointer) == "inline":
+        data = images.decode_inline(picture.source, picture.pointer, settings.max_image_bytes)
     else:
         data = net.fetch(
-            text,
+            picture.source,
             policy,
             max_bytes=settings.max_image_bytes,
             seconds=min(FETCH_SECONDS, control.seconds_left or FETCH_SECONDS),
-            field=where,
+            field=picture.pointer,
             canceled=control.check,
         )
-    return images.decode(data, where, settings.max_image_pixels)
+    return images.decode(data, picture.pointer, settings.max_image_pixels)

@@ -1,9 +1,9 @@
 """What machine is this? The first GPU with its memory and compute capability, or the CPU, and why.
 
-A GPU may be shared: what others hold of it is asked again before each job.
+Other processes may use the GPU too: the memory that they hold is asked again before each job.
 
-Asks ``nvidia-smi``, not torch: a worker that has not been given work yet should not pay seconds for
-an import. Not covered: machines with several GPUs (the first is used) and GPUs of other makers.
+``nvidia-smi`` is asked, not torch: a worker that has no job yet should not spend seconds on an
+import. Not covered: machines with several GPUs (the first is used) and GPUs of other makers.
 """
 
 import importlib.util
@@ -26,21 +26,21 @@ QUERY = (
 
 
 OPTIONAL = ("flash_attn_3",)
-"""Packages that are used where they are installed."""
+"""Packages that are used if they are installed."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured to be the fastest for one model; None: nothing but the usual."""
+    """The fastest settings that were measured for one model; None: the default."""
 
     threads: int | None = None
-    """Of torch, on a CPU."""
+    """Number of torch's threads, on a CPU."""
     kernel: str | None = None
-    """Of attention, by diffusers' name."""
+    """Attention kernel, by diffusers' name."""
 
     @property
     def changes(self) -> bool:
-        """Whether it says anything."""
+        """Whether any setting differs from the default."""
         return self != Tuned()
 
 
@@ -51,26 +51,26 @@ class Hardware:
     device: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
-    """The GPU's memory, or the machine's on a CPU."""
+    """The GPU's memory; without a GPU, the machine's."""
     compute_capability: tuple[int, int] | None
     reason: str
     taken_bytes: int = 0
-    """Of the GPU's memory, what others hold: not this worker's to use."""
+    """GPU memory that other processes hold; this worker can't use it."""
     ram_bytes: int = 0
-    """The machine's memory, or the container's where that is limited."""
+    """The machine's memory, or the container's limit where that is lower."""
     packages: tuple[str, ...] = ()
-    """Of ``OPTIONAL``, those that are installed."""
+    """The installed ones of ``OPTIONAL``."""
     tuned: Mapping[str, Tuned] = field(default_factory=lambda: MappingProxyType({}))
     """By model id (tuning)."""
 
     @property
     def free_bytes(self) -> int:
-        """What this worker may fill, with what it has loaded already counted as free."""
+        """Memory that this worker may fill; what it has loaded already counts as free."""
         return self.memory_bytes - self.taken_bytes
 
 
 def detect() -> Hardware:
-    """Look at the machine. Takes milliseconds without a GPU, tens of them with one."""
+    """Look at the machine. This takes milliseconds without a GPU, tens of them with one."""
     try:
         answer = subprocess.run(
             QUERY, capture_output=True, text=True, timeout=20, check=True
@@ -79,7 +79,7 @@ def detect() -> Hardware:
         return _cpu("no NVIDIA driver on this machine (nvidia-smi is absent)")
     except (subprocess.SubprocessError, OSError) as error:
         return _cpu(f"nvidia-smi failed ({type(error).__name__})")
-    # Looked for, not imported: that would bring torch along.
+    # The package is looked for, not imported: an import would load torch too.
     found = tuple(name for name in OPTIONAL if importlib.util.find_spec(name) is not None)
     return replace(parse(answer), packages=found)
 
@@ -106,9 +106,9 @@ def parse(answer: str) -> Hardware:
 
 
 def refresh(machine: Hardware) -> Hardware:
-    """The machine with what others hold of its GPU now.
+    """The machine, with the GPU memory that other processes hold now.
 
-    Asked before each job. torch is asked only where a job has already brought it up.
+    This is asked before each job. torch is asked only if a job has already started it.
     """
     if machine.device != "cuda":
         return machine
@@ -117,26 +117,26 @@ def refresh(machine: Hardware) -> Hardware:
         now = detect()
         return machine if now.device != "cuda" else now
     free, total = torch.cuda.mem_get_info()
-    # What torch has reserved is ours, and its context is part of every plan's allowance.
+    # Memory that torch has reserved is this worker's. Every plan allows for torch's context.
     taken = total - free - torch.cuda.memory_reserved()
     return replace(machine, memory_bytes=total, taken_bytes=max(0, taken - CONTEXT_BYTES))
 
 
 def process_peak_bytes() -> int:
-    """Most main memory that this process has held."""
+    """The most main memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def forget_gpu_peak(machine: Hardware) -> None:
-    """Count the GPU's peak from here on."""
+    """Start to measure the GPU's peak anew."""
     torch = sys.modules.get("torch")
     if machine.device == "cuda" and torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 
 
 def gpu_peak_bytes(machine: Hardware) -> int | None:
-    """Most of the GPU that tensors and the allocator's reserve took since; None on a CPU."""
+    """The most GPU memory that torch has held since ``forget_gpu_peak``; None on a CPU."""
     if machine.device != "cuda":
         return None
     return int(sys.modules["torch"].cuda.max_memory_reserved())
@@ -146,19 +146,19 @@ CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-"""Where version 2 and version 1 of Linux's control groups write a container's memory limit."""
+"""Files with a container's memory limit: Linux's control groups, version 2 and version 1."""
 
 CONTEXT_BYTES = 512 * 1024**2
-"""What a CUDA context takes, about; not yet measured."""
+"""About what a CUDA context takes; not yet measured."""
 
 
 def _ram_bytes() -> int:
-    """The machine's memory, or less where this container may use less."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    """The machine's memory, or the container's limit where that is lower."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in CGROUP_LIMITS:
-        with suppress(OSError, ValueError):  # absent, or the word "max"
-            found.append(int(path.read_text()))
-    return min(found)
+        with suppress(OSError, ValueError):  # the file is absent, or holds the word "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 def _cpu(reason: str) -> Hardware:

@@ -1,7 +1,7 @@
-"""How fast can a GPU compute at most? The makers' figures, by the name that its driver gives it.
+"""How fast can a GPU compute at most? The makers' figures, by the name that its driver reports.
 
-TFLOP/s of dense bf16 matrix products with fp32 accumulation.
-Not covered: what a job reaches of it (estimate), and memory bandwidth.
+The unit is TFLOP/s of dense bf16 matrix products with fp32 accumulation.
+Not covered: the share of it that a job reaches (timing.estimate), and memory bandwidth.
 """
 
 from typing import Final
@@ -23,18 +23,18 @@ PEAKS: Final = {
     "RTX 3090": (71.0, "NVIDIA GA102 architecture whitepaper"),
     "L4": (121.0, "NVIDIA L4 datasheet, half of the figure with sparsity"),
 }
-"""Peak and its source by what nvidia-smi's name holds; of several that fit, the first."""
+"""Peak and its source, by words of nvidia-smi's name; if several keys fit, the first counts."""
 
 SHARE: Final = 0.35
-"""Of a GPU's peak, that a transformer is assumed to reach: diffusers' 9.77 s a step of the 14B
-image-to-video at 480p on an H100 are 343 of 989 TFLOP/s."""
+"""Share of a GPU's peak that a transformer is assumed to reach. diffusers takes 9.77 s a step for
+the 14B image-to-video at 480p on an H100: 343 of 989 TFLOP/s."""
 
 UNKNOWN_TFLOPS: Final = 100.0
-"""Peak of a GPU that is in no table."""
+"""Peak that is assumed for a GPU that is not in the table."""
 
 
 def peak_of(name: str) -> tuple[float, str] | None:
-    """TFLOP/s and its source of a GPU by nvidia-smi's name for it; None: not in the table."""
+    """A GPU's TFLOP/s and their source, by nvidia-smi's name; None: not in the table."""
     words = set(name.replace("-", " ").split())
-    fitting = (found for key, found in PEAKS.items() if set(key.split()) <= words)
+    fitting = (peak for key, peak in PEAKS.items() if set(key.split()) <= words)
     return next(fitting, None)

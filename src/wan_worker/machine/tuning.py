@@ -1,11 +1,12 @@
-"""What was measured to be faster here than what is chosen otherwise? A file, which can be undone.
+"""Which settings were measured to be faster on this machine? A file holds them; they can be undone.
 
-An operator has a model measured (calibrate); what won is written to STATE_DIR, with what it was
-measured against, and every plan for that model on this machine takes it and says so. Nothing is
-ever chosen by the clock during a job: the same seed would give other bytes on another day.
+An operator has a model measured (calibrate). The fastest settings are written to STATE_DIR, with
+the settings that they were compared with. Every plan for that model on this machine uses them and
+says so. The clock never decides anything during a job: the same seed would give other bytes on
+another day.
 
-Promises: what was measured on another GPU or with another torch is not used; the file is written
-whole or not at all; ``undo`` brings back what was there before.
+Promises: a measurement from another GPU or with another torch is not used; the file is written
+whole or not at all; ``undo`` brings back the settings before.
 Not covered: the measuring (calibrate).
 """
 
@@ -26,21 +27,21 @@ log = logging.getLogger(__name__)
 FILE: Final = "tuning.json"
 
 KEPT: Final = 20
-"""Calibrations that can be undone, one after the other."""
+"""Calibrations that are kept, and can be undone one after the other."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way that was measured."""
+    """One measured setting."""
 
     way: str
     seconds: float
-    """Median, of denoising the same clip."""
+    """Median time to denoise the same clip."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What came of measuring one model. Nothing is tuned where nothing was faster."""
+    """The result of measuring one model. ``tuned`` is the default if nothing was faster."""
 
     model: str
     machine: str
@@ -48,9 +49,9 @@ class Calibration:
     date: str
     """ISO 8601."""
     clip: str
-    """What was made, in words."""
+    """The clip that was made, in words."""
     trials: tuple[Trial, ...]
-    """The first is how it was done before."""
+    """The first is the setting before the calibration."""
     tuned: Tuned
 
     @property
@@ -60,28 +61,28 @@ class Calibration:
         return self.trials[0].seconds / least if self.tuned.changes else 1.0
 
     def public(self) -> dict[str, Any]:
-        """As reports state it."""
+        """The calibration as reports show it."""
         return asdict(self) | {"gain": round(self.gain, 3)}
 
 
 class Tuning:
-    """The file in STATE_DIR; read again when it has changed. For any thread."""
+    """The file in STATE_DIR. It is read again when it has changed. Any thread may use it."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE
         self._lock = threading.Lock()
-        self._seen: int | None = None
+        self._mtime_ns: int | None = None
         self._calibrations: tuple[Calibration, ...] = ()
 
     @property
     def calibrations(self) -> tuple[Calibration, ...]:
-        """All that are in force or could be again, oldest first."""
+        """All calibrations that are in force or can be again, oldest first."""
         with self._lock:
             self._read()
             return self._calibrations
 
     def add(self, calibration: Calibration) -> None:
-        """Put a calibration in force; it replaces the model's last one until it is undone.
+        """Put a calibration in force. It replaces the model's last one until it is undone.
 
         Raises:
             OSError: STATE_DIR can't be written.
@@ -91,7 +92,7 @@ class Tuning:
             self._write((*self._calibrations, calibration)[-KEPT:])
 
     def undo(self) -> Calibration | None:
-        """Take the newest calibration out of force; None where there is none.
+        """Take the newest calibration out of force; None if there is none.
 
         Raises:
             OSError: STATE_DIR can't be written.
@@ -105,11 +106,11 @@ class Tuning:
             return last
 
     def known(self, hardware: Hardware) -> Hardware:
-        """The machine with what was measured on it."""
-        return replace(hardware, tuned=self.measured(hardware.name, _torch()))
+        """The machine with the settings that were measured on it."""
+        return replace(hardware, tuned=self.measured(hardware.name, _torch_version()))
 
     def measured(self, machine: str, torch: str) -> dict[str, Tuned]:
-        """What is in force on a machine with a version of torch, by model."""
+        """The settings in force on a machine with a version of torch, by model."""
         return {
             calibration.model: calibration.tuned
             for calibration in self.calibrations
@@ -118,35 +119,37 @@ class Tuning:
 
     def _read(self) -> None:
         try:
-            changed = self._path.stat().st_mtime_ns
+            mtime_ns = self._path.stat().st_mtime_ns
         except OSError:
-            self._seen, self._calibrations = None, ()
+            self._mtime_ns, self._calibrations = None, ()
             return
-        if changed == self._seen:
+        if mtime_ns == self._mtime_ns:
             return
         try:
             found = json.loads(self._path.read_text("utf-8"))
-            self._calibrations = tuple(_parsed(one) for one in found["calibrations"])
+            self._calibrations = tuple(_parsed(entry) for entry in found["calibrations"])
         except (OSError, ValueError, KeyError, TypeError) as problem:
             log.warning("%s can't be read (%s): nothing is tuned", FILE, type(problem).__name__)
             self._calibrations = ()
-        self._seen = changed
+        self._mtime_ns = mtime_ns
 
     def _write(self, calibrations: tuple[Calibration, ...]) -> None:
-        body = json.dumps({"calibrations": [asdict(one) for one in calibrations]}, indent=2)
+        body = json.dumps(
+            {"calibrations": [asdict(calibration) for calibration in calibrations]}, indent=2
+        )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_text(body + "\n", "utf-8")
         partial.replace(self._path)
-        self._calibrations, self._seen = calibrations, self._path.stat().st_mtime_ns
+        self._calibrations, self._mtime_ns = calibrations, self._path.stat().st_mtime_ns
 
 
 @cache
-def _torch() -> str:
-    """Its version, as installed: reading that takes a millisecond."""
+def _torch_version() -> str:
+    """The installed version of torch. Reading it takes a millisecond."""
     return version("torch")
 
 
-def _parsed(given: Mapping[str, Any]) -> Calibration:
-    trials = tuple(Trial(**trial) for trial in given["trials"])
-    return Calibration(**{**given, "trials": trials, "tuned": Tuned(**given["tuned"])})
+def _parsed(entry: Mapping[str, Any]) -> Calibration:
+    trials = tuple(Trial(**trial) for trial in entry["trials"])
+    return Calibration(**{**entry, "trials": trials, "tuned": Tuned(**entry["tuned"])})

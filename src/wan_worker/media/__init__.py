@@ -1,6 +1,6 @@
-"""How do frames become a file, and is that file what was asked for?
+"""How do frames become a file, and is that file the requested one?
 
-Promises: an ffmpeg process of our own whose every failure is seen; each file is read back to its
-last byte before it is called finished.
+Promises: ffmpeg runs as our own process, and none of its failures is missed; each file is read back
+to its last byte before it counts as finished.
 Not covered: where the file goes (delivery).
 """

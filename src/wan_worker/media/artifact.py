@@ -1,10 +1,11 @@
-"""Is the file what was asked for? Decode it back, compare, hash it.
+"""Is the file the requested one? Decode it, compare it and hash it.
 
-A worker that answers "completed" with a broken file costs its user more than one that fails.
-Promises: format signature, minimum size, whole to its last byte, the index before the pictures, so
-that a player starts before the download ends (containers); decodes to the end, width, height, frame
-count, duration to the format's own tick; not black or of one colour.
-Not covered: whether the picture shows what the prompt said.
+A "completed" job with a broken file costs its user more than a failed job.
+Promises: the file has its format's signature and a minimum size, is whole to its last byte, and has
+its index before its pictures, so that a player starts before the download ends (containers); it
+decodes to the end; width, height, frame count and duration (to the format's own tick) are right; it
+is not black or of one colour.
+Not covered: whether the picture shows the prompt.
 """
 
 import hashlib
@@ -22,14 +23,14 @@ from wan_worker.media.readback import Pixels, Reader
 from wan_worker.timing.progress import Control
 
 MIN_BYTES: Final = {"mp4": 800, "webm": 300, "gif": 800, "png": 67, "jpeg": 100, "webp": 30}
-"""Smaller files hold no picture: about the size of the container's own headers."""
+"""Bytes. A smaller file has no picture: this is about the size of the container's headers."""
 
 FLAT_LEVELS: Final = 2
-"""A frame whose pixels all lie within so many of 256 levels shows nothing."""
+"""A frame shows nothing if all its pixels lie within so many of 256 levels."""
 
 TICKS: Final = {"mp4": 0.0005, "webm": 0.001, "gif": 0.01}
-"""Seconds by which a clip's length may differ: half a millisecond where the format counts in
-frames, one tick where it rounds to its own."""
+"""Seconds by which a clip's length may differ. MP4 counts in frames: half a millisecond. The other
+formats round to their own tick: one tick."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,19 @@ class Artifact:
 
 
 def reader(path: Path, spec: Spec, ffmpeg: str) -> AbstractContextManager[Reader | None]:
-    """What ``check`` reads a file with: a decoder for a video, nothing for a still image."""
+    """The decoder with which ``check`` reads a video; None for a still image."""
     return nullcontext() if spec.fps is None else readback.reader(path, spec.format, ffmpeg)
 
 
 def check(path: Path, spec: Spec, control: Control, reader: Reader | None) -> Artifact:
-    """Read the file back and compare it with what was asked for.
+    """Read the file back and compare it with ``spec``.
 
     Args:
-        reader: of this path and format, not used before.
+        reader: an unused one for this path and format.
 
     Raises:
-        EncodeFailed: it is not that file.
-        GenerationFailed: it is, and it shows nothing.
+        EncodeFailed: the file does not match ``spec``.
+        GenerationFailed: the file matches, but shows nothing.
     """
     size = path.stat().st_size
     if size < MIN_BYTES[spec.format]:
@@ -72,7 +73,7 @@ def check(path: Path, spec: Spec, control: Control, reader: Reader | None) -> Ar
     control.check()
     pixels = thumbs.reshape(spec.num_frames, -1)
     flat = np.ptp(pixels, axis=1) <= FLAT_LEVELS
-    # One flat frame may be a fade; a clip of them shows nothing.
+    # One flat frame may be part of a fade. A clip with mostly flat frames shows nothing.
     if flat.mean() > 0.5:
         raise GenerationFailed(
             f"{int(flat.sum())} of {spec.num_frames} frame(s) came out in one colour; try another "
@@ -95,16 +96,16 @@ def check(path: Path, spec: Spec, control: Control, reader: Reader | None) -> Ar
 def _check_video(path: Path, spec: Spec, reader: Reader | None, control: Control) -> Pixels:
     if reader is None or spec.fps is None:
         raise ValueError("a video needs a reader and a frame rate")
-    held = reader.read(path, control)
-    found = (held.width, held.height, held.num_frames)
-    wanted = (spec.width, spec.height, spec.num_frames)
-    if found != wanted:
-        raise EncodeFailed(f"The {spec.format} holds {found}, not {wanted}")
-    if abs(held.seconds - spec.num_frames / spec.fps) > TICKS[spec.format]:
+    video = reader.read(path, control)
+    found = (video.width, video.height, video.num_frames)
+    expected = (spec.width, spec.height, spec.num_frames)
+    if found != expected:
+        raise EncodeFailed(f"The {spec.format} holds {found}, not {expected}")
+    if abs(video.seconds - spec.num_frames / spec.fps) > TICKS[spec.format]:
         raise EncodeFailed(
-            f"The {spec.format} lasts {held.seconds:.3f} s, not {spec.num_frames / spec.fps:.3f} s"
+            f"The {spec.format} lasts {video.seconds:.3f} s, not {spec.num_frames / spec.fps:.3f} s"
         )
-    return held.thumbs
+    return video.thumbs
 
 
 def _check_image(path: Path, spec: Spec) -> Pixels:

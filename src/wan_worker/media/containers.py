@@ -1,9 +1,9 @@
-"""Is the file whole? Read the skeleton of its format to the last byte, without decoding a picture.
+"""Is the file whole? Read its format's structure to the last byte, without decoding a picture.
 
-A decoder forgives what is missing at the end; these readers do not: sizes must add up to the end of
-the file, and what a player needs before it can start or seek must come before the pictures.
-Sources: ISO/IEC 14496-12 4.2 (boxes of an MP4), RFC 8794 and RFC 9559 (EBML, Matroska, of which
-WebM is a part), the GIF89a specification, RFC 2083 (PNG), ITU-T T.81 annex B (JPEG), Google's WebP
+A decoder accepts a file whose end is missing. These readers do not: all sizes must add up to the
+end of the file. The index that a player needs to start or seek must come before the pictures.
+Sources: ISO/IEC 14496-12 4.2 (boxes of an MP4), RFC 8794 and RFC 9559 (EBML and Matroska, which
+includes WebM), the GIF89a specification, RFC 2083 (PNG), ITU-T T.81 annex B (JPEG), Google's WebP
 container specification.
 Not covered: the pictures themselves (artifact decodes them).
 """
@@ -17,20 +17,20 @@ from typing import BinaryIO, Final
 from wan_worker.errors import EncodeFailed
 
 _MAX_PARTS: Final = 100_000
-"""Far beyond what a clip has; a damaged size must not keep the reader busy."""
+"""Far more than a clip has. It stops the reader if a damaged size would keep it busy."""
 
 _SEGMENT, _CLUSTER, _CUES = 0x18538067, 0x1F43B675, 0x1C53BB6B
 _EBML = 0x1A45DFA3
 
 
 def check(path: Path, form: str) -> None:
-    """Hold a finished file against its format's skeleton.
+    """Check the structure of a finished file.
 
     Args:
         form: mp4, webm, gif, png, jpeg or webp.
 
     Raises:
-        EncodeFailed: it begins like another file, is cut short, or has its index at the end.
+        EncodeFailed: the file begins like another format, is cut short, or ends with its index.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -61,7 +61,7 @@ def _mp4(file: BinaryIO, size: int) -> None:
 
 
 def _webm(file: BinaryIO, size: int) -> None:
-    """The EBML header and one Segment, whose elements are whole, its index before its pictures."""
+    """The EBML header and one Segment of whole elements, with the index before the pictures."""
     kind, length = _element(file)
     if kind != _EBML:
         raise EncodeFailed("The webm has no EBML header")
@@ -81,12 +81,12 @@ def _webm(file: BinaryIO, size: int) -> None:
 
 
 def _element(file: BinaryIO) -> tuple[int, int]:
-    """Id and data size of the EBML element at hand; leaves the file at its data."""
+    """Read the id and data size of an EBML element; the file then stands at the data."""
     return _vint(file, keep_marker=True), _vint(file, keep_marker=False)
 
 
 def _vint(file: BinaryIO, *, keep_marker: bool) -> int:
-    """A variable-size integer (RFC 8794, 4): the leading zeros of the first byte say how long."""
+    """A variable-size integer (RFC 8794, 4): the first byte's leading zeros give the length."""
     first = file.read(1)[0]
     length = 9 - first.bit_length()
     if length > 8:
@@ -99,7 +99,7 @@ def _vint(file: BinaryIO, *, keep_marker: bool) -> int:
 
 
 def _gif(file: BinaryIO, size: int) -> None:
-    """Header, colour table, then blocks up to a trailer that is the file's last byte."""
+    """Header, colour table, then blocks. The trailer must be the file's last byte."""
     file.seek(10)
     _skip_colours(file, file.read(3)[0])
     for _ in range(_MAX_PARTS):

@@ -1,12 +1,12 @@
-"""Frames -> file, by an ffmpeg process that we own, or by Pillow for a still image.
+"""Frames -> file, by an ffmpeg process of our own, or by Pillow for a still image.
 
-imageio-ffmpeg supplies the binary and nothing else: its writer hides failures. Frames go through a
-pipe as they are decoded, so the encoder works beside the decoder. Arguments are a list of
-constants, numbers and a path that we made; nothing a caller wrote reaches them.
+imageio-ffmpeg supplies only the binary, because its writer hides failures. Frames go through a pipe
+as they are decoded, so the encoder and the decoder work at the same time. The arguments are a list
+of constants, numbers and a path of our own; they contain no text of a caller.
 
-Promises: a failure names itself (the tail of ffmpeg's own words, without paths), and leaves neither
-a process nor a partial file behind; a hung ffmpeg is killed at the job's deadline or after a
-stall; the same frames give the same bytes on the same machine.
+Promises: an error carries the end of ffmpeg's own message, without paths; a failure leaves no
+process and no partial file; a hung ffmpeg is killed at the job's deadline or after a stall; the
+same frames give the same bytes on the same machine.
 Not covered: whether the file is right (artifact).
 """
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from wan_worker.pipelines.generate import Frames
 
 STALL_SECONDS: Final = 120.0
-"""A single write to ffmpeg that takes longer than this means that it hangs."""
+"""If a single write takes longer than this, ffmpeg hangs."""
 
 CLOSE_SECONDS: Final = 300.0
-"""For the encoder's last frames and the move of the index to the front of the file."""
+"""The limit for the encoder's last frames, and for moving the index to the file's front."""
 
 CONTENT_TYPES: Final = {
     "mp4": "video/mp4",
@@ -51,12 +51,12 @@ EXTENSIONS: Final = {
     "webp": "webp",
 }
 ENCODERS: Final = ("libx264", "libvpx-vp9", "gif")
-"""What find_ffmpeg looks for, in the order of the video formats."""
+"""The encoders that find_ffmpeg requires, in the order of the video formats."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The file that was asked for. ``fps`` is None for a still image."""
+    """The requested file. ``fps`` is None for a still image."""
 
     format: str
     width: int
@@ -64,14 +64,14 @@ class Spec:
     num_frames: int
     fps: int | None
     may_end_early: bool = False
-    """Fewer frames, but at least one, make a shorter file and not an error."""
+    """True if fewer frames, but at least one, give a shorter file instead of an error."""
 
 
 def find_ffmpeg() -> str:
-    """The ffmpeg binary that imageio-ffmpeg carries, tried out.
+    """Find imageio-ffmpeg's binary and test that it runs.
 
     Raises:
-        ConfigInvalid: there is none, it does not run, or it lacks an encoder.
+        ConfigInvalid: there is no binary, it does not run, or it lacks an encoder.
     """
     import imageio_ffmpeg
 
@@ -105,22 +105,22 @@ def write(
         The number of frames written.
 
     Raises:
-        EncodeFailed: ffmpeg died, hung, or the frames are not what ``spec`` says.
+        EncodeFailed: ffmpeg died or hung, or the frames differ from ``spec``.
         DiskFull: there is no room for the file.
     """
     _check_room(target, spec)
-    counted = _Counted(frames, spec)
+    checked = _CheckedFrames(frames, spec)
     try:
         if spec.fps is not None:
-            _write_video(iter(counted), target, spec, control, ffmpeg)
+            _write_video(iter(checked), target, spec, control, ffmpeg)
         else:
-            _write_image(iter(counted), target, spec)
+            _write_image(iter(checked), target, spec)
     except BaseException as error:
         target.unlink(missing_ok=True)
         if is_disk_full(error):
             raise DiskFull("The disk filled up while the file was written") from error
         raise
-    return counted.count
+    return checked.count
 
 
 def _video_command(ffmpeg: str, target: Path, spec: Spec) -> list[str]:
@@ -137,7 +137,7 @@ def _video_command(ffmpeg: str, target: Path, spec: Spec) -> list[str]:
     ]  # fmt: skip
 
 
-# Players take HD for BT.709 and guess below it: convert by that matrix and say so.
+# Players assume BT.709 for HD and guess for smaller videos. So convert with BT.709 and declare it.
 _BT709: Final = (
     "-vf", "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:"
            "flags=accurate_rnd+full_chroma_int,format=yuv420p,"
@@ -148,15 +148,15 @@ _BT709: Final = (
 def _mp4(spec: Spec, fps: int) -> list[str]:
     return [
         *_BT709, "-c:v", "libx264", "-preset", "veryfast", "-crf", "17",
-        # Ticks that a frame is a whole number of: the default of 1/1000 s rounds the duration.
+        # A frame is a whole number of these ticks. The default of 1/1000 s rounds the duration.
         "-movie_timescale", str(fps * 1000), "-video_track_timescale", str(fps * 1000),
         "-movflags", "+faststart",
     ]  # fmt: skip
 
 
 def _webm(spec: Spec, fps: int) -> list[str]:
-    # Constant quality (a bit rate of 0 says so). Slower settings than 4 gained a tenth of a dB on a
-    # moving, noisy clip. Row threads because tiles alone leave cores idle at 480p.
+    # A bit rate of 0 means constant quality. Slower settings than 4 gained a tenth of a dB on a
+    # moving, noisy clip. Row threads are on because tiles alone leave cores idle at 480p.
     return [
         *_BT709, "-c:v", "libvpx-vp9", "-b:v", "0", "-crf", "20",
         "-deadline", "good", "-cpu-used", "4", "-row-mt", "1",
@@ -165,24 +165,25 @@ def _webm(spec: Spec, fps: int) -> list[str]:
 
 
 def _gif(spec: Spec, fps: int) -> list[str]:
-    """A palette for every frame: one for the whole clip would hold all its frames in memory.
+    """A palette for every frame. One for the whole clip would hold all its frames in memory.
 
-    It also came out closer to the source (by 2 dB) and smaller (by a third) than ffmpeg's usual
-    single palette on a moving, noisy clip. Ordered dither: error diffusion crawls between frames.
+    On a moving, noisy clip the result was also closer to the source (by 2 dB) and smaller (by a
+    third) than with ffmpeg's usual single palette. Dither is ordered, because error diffusion
+    crawls between frames.
     """
-    first, end = (_hundredths(spec.num_frames - back, fps) for back in (1, 0))
+    last_start, end = (_hundredths(spec.num_frames - frames_back, fps) for frames_back in (1, 0))
     return [
         "-filter_complex", "[0:v]split[picture][sample];"
         "[sample]palettegen=stats_mode=single:reserve_transparent=0[palette];"
         "[picture][palette]paletteuse=new=1:dither=bayer:bayer_scale=3",
         "-c:v", "gif", "-loop", "0",
-        # So that the clip lasts as asked: ffmpeg would repeat the delay of the frame before.
-        "-final_delay", str(end - first),
+        # Sets the clip's exact duration: ffmpeg would repeat the delay of the frame before.
+        "-final_delay", str(end - last_start),
     ]  # fmt: skip
 
 
 def _hundredths(frames: int, fps: int) -> int:
-    """When a frame begins, in GIF's ticks: rounded by itself, so that errors don't add up."""
+    """When a frame begins, in GIF's ticks. Each is rounded alone, so that errors don't add up."""
     return (200 * frames + fps) // (2 * fps)
 
 
@@ -201,24 +202,24 @@ def _write_video(
                 )
             except OSError as error:
                 raise EncodeFailed("ffmpeg can't be started in this image") from error
-        with _watched(process, control) as writing:
-            assert process.stdin is not None  # noqa: S101 (asked for above; for the type checker)
+        with _watchdog(process, control) as waiting:
+            assert process.stdin is not None  # noqa: S101 (stdin=PIPE above; for the type checker)
             try:
-                for chunk in writing.between(frames):
-                    with writing(STALL_SECONDS):
+                for chunk in waiting.tracked(frames):
+                    with waiting(STALL_SECONDS):
                         process.stdin.write(chunk.data.cast("B"))
-                # The watchdog has the clock: wait() with a limit polls, and wakes up to 50 ms late.
-                with writing(CLOSE_SECONDS):
+                # The watchdog sets the limit: wait(timeout) polls and returns up to 50 ms late.
+                with waiting(CLOSE_SECONDS):
                     process.stdin.close()
                     process.wait()
             except BrokenPipeError as error:
-                with writing(CLOSE_SECONDS):
+                with waiting(CLOSE_SECONDS):
                     process.wait()
                 if process.returncode == 0:
                     raise EncodeFailed("ffmpeg ended before the last frame") from error
         if process.returncode != 0:
-            control.check()  # killed because the job ended, not by itself
-            if writing.hung:
+            control.check()  # killed because the job ended
+            if waiting.hung:
                 raise EncodeFailed("ffmpeg hung and was ended; try again")
             raise _failure(log_path, process.returncode)
     finally:
@@ -226,32 +227,32 @@ def _write_video(
 
 
 @contextmanager
-def _watched(process: "subprocess.Popen[bytes]", control: Control) -> Iterator["_Writing"]:
-    """Kill ffmpeg when the job must end or a write stalls; leave no process behind."""
-    writing = _Writing()
+def _watchdog(process: "subprocess.Popen[bytes]", control: Control) -> Iterator["_FfmpegWait"]:
+    """Kill ffmpeg if the job must end or a write stalls. Leave no process behind."""
+    waiting = _FfmpegWait()
     finished = threading.Event()
 
     def watch() -> None:
         while not finished.wait(0.2):
-            if writing.making:  # where frames are made is where the job is stopped
+            if waiting.frames_are_due:  # the code that makes the frames checks the job then
                 continue
             try:
                 control.check()
             except WorkerError:
                 process.kill()
                 return
-            if writing.is_late():
-                writing.hung = True
+            if waiting.is_late():
+                waiting.hung = True
                 process.kill()
                 return
 
-    watchdog = threading.Thread(target=watch, name="ffmpeg-watchdog", daemon=True)
-    watchdog.start()
+    thread = threading.Thread(target=watch, name="ffmpeg-watchdog", daemon=True)
+    thread.start()
     try:
-        yield writing
+        yield waiting
     finally:
         finished.set()
-        watchdog.join()
+        thread.join()
         if process.poll() is None:
             process.kill()
         if process.stdin is not None:
@@ -260,46 +261,46 @@ def _watched(process: "subprocess.Popen[bytes]", control: Control) -> Iterator["
         process.wait()
 
 
-class _Writing:
-    """How long may that take which ffmpeg is waited for?"""
+class _FfmpegWait:
+    """Are we waiting for ffmpeg, and how long may that take?"""
 
     def __init__(self) -> None:
-        self._until: float | None = None
-        self.making = False
-        """Whether ffmpeg waits for us, and not we for it."""
+        self._deadline: float | None = None
+        self.frames_are_due = False
+        """Whether ffmpeg waits for the next frames."""
         self.hung = False
-        """It took longer, and was killed."""
+        """Whether it exceeded the limit and was killed."""
 
-    def between(self, frames: Iterator["Frames"]) -> Iterator["Frames"]:
-        """The same frames; ``making`` while the next one is made."""
-        self.making = True
+    def tracked(self, frames: Iterator["Frames"]) -> Iterator["Frames"]:
+        """Yield the same frames; ``frames_are_due`` is True while the next ones are made."""
+        self.frames_are_due = True
         for chunk in frames:
-            self.making = False
+            self.frames_are_due = False
             yield chunk
-            self.making = True
-        self.making = False
+            self.frames_are_due = True
+        self.frames_are_due = False
 
     @contextmanager
     def __call__(self, seconds: float) -> Iterator[None]:
-        """The block waits for ffmpeg, for so long at most."""
-        self._until = time.monotonic() + seconds
+        """Allow the block to wait for ffmpeg for at most ``seconds``."""
+        self._deadline = time.monotonic() + seconds
         try:
             yield
         finally:
-            self._until = None
+            self._deadline = None
 
     def is_late(self) -> bool:
-        until = self._until
-        return until is not None and time.monotonic() > until
+        deadline = self._deadline
+        return deadline is not None and time.monotonic() > deadline
 
 
 def _failure(log_path: Path, returncode: int) -> WorkerError:
     text = log_path.read_text("utf-8", "replace")[-2000:]
     if "No space left on device" in text:
         return DiskFull("The disk filled up while the video was written")
-    last = " | ".join(line.strip() for line in text.splitlines()[-3:])
-    # Paths of the worker are nobody's business.
-    redacted = re.sub(r"(file:)?(/[^\s:'\"|]+)+", "<path>", last)
+    message = " | ".join(line.strip() for line in text.splitlines()[-3:])
+    # Do not show the worker's paths.
+    redacted = re.sub(r"(file:)?(/[^\s:'\"|]+)+", "<path>", message)
     return EncodeFailed(f"ffmpeg failed with status {returncode}: {redacted[:300] or 'no words'}")
 
 
@@ -322,8 +323,8 @@ def _write_image(frames: Iterator["Frames"], target: Path, spec: Spec) -> None:
         raise EncodeFailed(f"The {spec.format} could not be written") from error
 
 
-class _Counted:
-    """The same chunks, each of the right shape, and neither more nor fewer than asked."""
+class _CheckedFrames:
+    """Pass chunks on; check their shape and the number of frames."""
 
     def __init__(self, frames: Iterable["Frames"], spec: Spec) -> None:
         self._frames, self._spec = frames, spec
@@ -348,9 +349,9 @@ class _Counted:
 
 
 _BYTES_PER_PIXEL: Final = {"mp4": 0.5, "webm": 0.25, "gif": 1.5}
-"""More than the encoders need at these qualities: a quarter byte per pixel for a video codec, which
-faststart writes twice; GIF's longest code, 12 bits, for each pixel. Still images: PNG's all three
-bytes."""
+"""More than the encoders need at these qualities. A video codec needs a quarter byte per pixel, and
+faststart writes it twice. GIF: its longest code, 12 bits, for each pixel. Still images: all three
+bytes, as in PNG."""
 
 
 def _check_room(target: Path, spec: Spec) -> None:

@@ -1,9 +1,9 @@
-"""What does a finished video hold? A decoder of its own reads it from the first byte to the last.
+"""What does a finished video hold? A separate decoder reads it from the first byte to the last.
 
-The decoder is started while the file is still being made, since starting one takes longer than
-reading a small clip (benchmarks/job.py); so the file comes to it through a pipe.
-Promises: no process outlives the block; a decoder that hangs, or a job that should stop, ends it.
-Not covered: whether what it holds is what was asked for (artifact).
+The decoder is started while the file is still being written, because its start takes longer than
+reading a small clip (benchmarks/job.py). So it gets the file through a pipe.
+Promises: no process outlives the block; it is killed if it hangs or the job should stop.
+Not covered: whether the content is the requested one (artifact).
 """
 
 import mmap
@@ -25,7 +25,7 @@ THUMB: Final = 32
 """Width and height of the thumbnails, in pixels."""
 
 DECODE_SECONDS: Final = 300.0
-"""For a whole file."""
+"""The limit for a whole file."""
 
 _DEMUXERS: Final = {"mp4": "mov", "webm": "matroska", "gif": "gif"}
 
@@ -34,14 +34,14 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in a file."""
+    """The content of a file."""
 
     width: int
     height: int
     num_frames: int
     seconds: float
     thumbs: Pixels
-    """uint8 [frames * THUMB * THUMB * 3]: every frame, made small."""
+    """uint8 [frames * THUMB * THUMB * 3]: a thumbnail of every frame."""
 
 
 class Reader:
@@ -54,37 +54,37 @@ class Reader:
         """Decode a file to its end.
 
         Raises:
-            EncodeFailed: it does not decode.
+            EncodeFailed: the file does not decode.
             Canceled, DeadlineExceeded: the job should stop.
         """
         with path.open("rb") as file:
-            # Not closed by us: a decoder that is stopped midway still holds on to it.
+            # We do not close it: a decoder that is stopped midway still uses it.
             whole = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         listing = self._decoded(whole, control)
         pixels = np.fromfile(self._thumbs_path, dtype=np.uint8)
         return Contents(*_read_listing(listing), pixels)
 
     def _decoded(self, whole: mmap.mmap, control: Control) -> str:
-        late = time.monotonic() + DECODE_SECONDS
+        deadline = time.monotonic() + DECODE_SECONDS
         listings: list[bytes] = []
 
         def read() -> None:
-            # Any buffer will do, whatever the type checker says: a file need not be in memory.
+            # communicate accepts any buffer, so the file need not be in memory.
             listings.append(self._process.communicate(whole)[0])  # type: ignore[arg-type]
 
-        # In a thread of its own: communicate can't be asked twice to send the same file.
-        reading = threading.Thread(target=read, name="read-back", daemon=True)
-        reading.start()
+        # In a thread: communicate with a timeout could not be called again for the same file.
+        thread = threading.Thread(target=read, name="read-back", daemon=True)
+        thread.start()
         try:
-            while reading.is_alive():
-                reading.join(0.2)
+            while thread.is_alive():
+                thread.join(0.2)
                 control.check()
-                if time.monotonic() > late:
+                if time.monotonic() > deadline:
                     raise EncodeFailed(f"The {self._form} takes too long to decode")
         finally:
-            if reading.is_alive():
+            if thread.is_alive():
                 self._process.kill()
-                reading.join()
+                thread.join()
         if self._process.returncode != 0:
             raise EncodeFailed(f"The {self._form} does not decode")
         return listings[0].decode()
@@ -92,13 +92,13 @@ class Reader:
 
 @contextmanager
 def reader(path: Path, form: str, ffmpeg: str) -> Iterator[Reader]:
-    """A decoder for the file that will be there when it is asked to read.
+    """Start a decoder. The file need not exist before ``read`` is called.
 
     Args:
         form: mp4, webm or gif.
 
     Raises:
-        EncodeFailed: there is no such program.
+        EncodeFailed: ffmpeg can't be started.
     """
     thumbs_path = path.with_suffix(".thumbs")
     try:
@@ -123,7 +123,7 @@ def reader(path: Path, form: str, ffmpeg: str) -> Iterator[Reader]:
 
 
 def _command(ffmpeg: str, form: str, thumbs_path: Path) -> list[str]:
-    # One pass, two outputs: a line for each frame, and each frame as a thumbnail.
+    # One pass with two outputs: a line and a thumbnail for each frame.
     return [
         ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "error", "-xerror", "-y",
         "-f", _DEMUXERS[form], "-i", "pipe:0",
@@ -135,7 +135,7 @@ def _command(ffmpeg: str, form: str, thumbs_path: Path) -> list[str]:
 
 
 def _read_listing(text: str) -> tuple[int, int, int, float]:
-    """Width, height, frames and seconds from ffmpeg's framecrc muxer.
+    """Parse width, height, frames and seconds from ffmpeg's framecrc muxer.
 
     Header lines are ``#tb 0: 1/16`` and ``#dimensions 0: 832x480``; each other line is
     ``stream, dts, pts, duration, size, checksum``.
@@ -147,8 +147,8 @@ def _read_listing(text: str) -> tuple[int, int, int, float]:
             numerator, denominator = line.removeprefix("#tb 0: ").split("/")
             tick = int(numerator) / int(denominator)
         elif line.startswith("#dimensions 0: "):
-            wide, high = line.removeprefix("#dimensions 0: ").split("x")
-            width, height = int(wide), int(high)
+            columns, rows = line.removeprefix("#dimensions 0: ").split("x")
+            width, height = int(columns), int(rows)
         elif line and not line.startswith("#"):
             fields = [field.strip() for field in line.split(",")]
             count += 1

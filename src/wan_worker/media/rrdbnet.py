@@ -1,8 +1,8 @@
 """The network of Real-ESRGAN x4plus (RRDBNet): a picture four times as wide and high.
 
-Residual-in-residual dense blocks at the picture's own size, then twice nearest-neighbour doubling
-with a convolution behind it (Wang et al., ESRGAN, arXiv:1809.00219, section 3.1). There is no
-module class: the function is a page over tensors by name.
+Residual-in-residual dense blocks work at the picture's own size. Then the size is doubled twice, by
+nearest neighbour and a convolution (Wang et al., ESRGAN, arXiv:1809.00219, section 3.1). There is
+no module class: one short function computes it from named tensors.
 Not covered: the parameters and their file (weights.real_esrgan), tiles and frames (upscale).
 """
 

@@ -1,18 +1,18 @@
-"""Frames -> larger frames, tiled, inside the stream.
+"""Frames -> larger frames, in tiles, one frame at a time.
 
-Each frame that the decoder hands on is enlarged and handed on at once, so memory grows neither with
-the length of the clip nor, thanks to the tiles, with its size. The network always makes 4x; for 2x
-its result is averaged down over 2 x 2 pixels, as Real-ESRGAN's own ``outscale`` shrinks it: one set
-of weights serves both.
+Each frame from the decoder is enlarged and passed on at once, so memory does not grow with the
+clip's length. Because of the tiles it does not grow with the frame's size either. The network
+always makes 4x. For 2x its result is averaged over 2 x 2 pixels, as Real-ESRGAN's own ``outscale``
+shrinks it, so one set of weights serves both.
 
-Promises: the same frames give the same result on the same machine, whatever else is loaded, because
-the tile's size follows from the machine and not from what happens to be free; a cancelled job stops
-within one tile; what is left over of a tile's memory is bounded by ``TILE_SHARE``.
-Tiles overlap by ``OVERLAP`` pixels. A network whose reach is within that (the tiny one) gives
-exactly what it gives untiled. The published one reaches 349 pixels in theory and, through its
-residual scaling, almost nothing beyond a few dozen: tests bound the difference for a network of its
-depth to one level of 255; the real weights have not been measured.
-Not covered: which sizes are too large (plan), files (encode).
+Promises: the same frames give the same result on the same machine, whatever else is loaded: the
+tile's size depends on the machine, not on its free memory; a cancelled job stops within one tile; a
+tile's memory is bounded by ``UPSCALE_BYTES`` on a GPU and by ``CPU_SHARE`` on a CPU.
+Tiles overlap by ``OVERLAP`` pixels. If a network's reach is within that (the tiny one), the result
+equals the untiled one. The published network reaches 349 pixels in theory. Its residual scaling
+leaves almost no influence beyond a few dozen. Tests bound the difference for a network of its depth
+to one level of 255; the real weights have not been measured.
+Not covered: which sizes are too large (planning.plan), files (encode).
 """
 
 import math
@@ -34,17 +34,16 @@ OVERLAP: Final = 32
 """Pixels of context around a tile, on each side that has a neighbour."""
 
 CPU_SHARE: Final = 1 / 16
-"""Of the machine's memory, where there is no GPU."""
+"""Share of the machine's memory for a tile, if there is no GPU."""
 
 _LEAST_SIDE: Final = 2 * OVERLAP
 
 
 def tile_side(hardware: Hardware, shape: Shape) -> int:
-    """Side of the square, context included, that the network is given at a time.
+    """Side of the square tile that the network gets at a time, with its context.
 
     ``sqrt(budget / (values per pixel x bytes per value))``: 2 bytes on a GPU, 4 on a CPU. For the
-    published network and UPSCALE_BYTES: 836 pixels, so that 832x480 is one
-    tile.
+    published network and UPSCALE_BYTES it is 836 pixels, so that 832x480 is one tile.
     """
     on_gpu = hardware.device == "cuda"
     budget = UPSCALE_BYTES if on_gpu else hardware.memory_bytes * CPU_SHARE
@@ -59,7 +58,7 @@ def frames(
     hardware: Hardware,
     control: Control,
 ) -> "Generator[Frames, None, None]":
-    """Every frame, ``factor`` times as wide and high; without a network, ``source`` itself.
+    """Enlarge every frame ``factor`` times per side. Without a network, return ``source``.
 
     Args:
         source: uint8 [n, h, w, 3] chunks, RGB.
@@ -91,7 +90,7 @@ def enlarge(
     """uint8 [1, 3, h, w] to uint8 [1, 3, factor x h, factor x w], tile by tile.
 
     Args:
-        side: of a tile, context included.
+        side: a tile's side, with its context.
     """
     import torch
     from torch.nn.functional import avg_pool2d
@@ -101,24 +100,24 @@ def enlarge(
     for top, bottom in _spans(height, side):
         for left, right in _spans(width, side):
             control.check()
-            up, start = max(0, top - OVERLAP), max(0, left - OVERLAP)
-            part = pixels[:, :, up : bottom + OVERLAP, start : right + OVERLAP]
+            context_top, context_left = max(0, top - OVERLAP), max(0, left - OVERLAP)
+            tile = pixels[:, :, context_top : bottom + OVERLAP, context_left : right + OVERLAP]
             with torch.no_grad():
-                made = rrdbnet.forward(network, part.to(network.dtype) / 255).float()
+                enlarged = rrdbnet.forward(network, tile.to(network.dtype) / 255).float()
             if factor < SCALE:
-                made = avg_pool2d(made, SCALE // factor)
-            made = made[
-                :, :, (top - up) * factor : (bottom - up) * factor,
-                (left - start) * factor : (right - start) * factor,
+                enlarged = avg_pool2d(enlarged, SCALE // factor)
+            enlarged = enlarged[
+                :, :, (top - context_top) * factor : (bottom - context_top) * factor,
+                (left - context_left) * factor : (right - context_left) * factor,
             ]  # fmt: skip
             result[:, :, top * factor : bottom * factor, left * factor : right * factor] = (
-                made.clamp(0, 1).mul(255).round().to(torch.uint8)
+                enlarged.clamp(0, 1).mul(255).round().to(torch.uint8)
             )
     return result
 
 
 def _spans(length: int, side: int) -> Iterator[tuple[int, int]]:
-    """Cut a length into as few equal parts as fit into ``side`` with their context."""
+    """Cut a length into the fewest equal parts that fit into ``side`` with their context."""
     count = 1 if length <= side else math.ceil(length / (side - 2 * OVERLAP))
     for index in range(count):
         yield length * index // count, length * (index + 1) // count

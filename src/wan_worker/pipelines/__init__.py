@@ -1,7 +1,6 @@
-"""Which parts are in memory, how are they put together, and how do they run?
+"""Which components are in memory, how do they become a pipeline, and how does it run?
 
-Promises: a diffusers pipeline is put together anew for each job, and nothing of a job is left on
-shared weights; the same seed gives the same bytes, whatever ran before; torch is imported inside
-functions only.
-Not covered: which layout, which speedups (planning).
+Promises: each job gets a new diffusers pipeline, and a job leaves nothing on the shared weights;
+the same seed gives the same bytes, whatever ran before; torch is imported only inside functions.
+Not covered: the choice of layout and speedups (planning).
 """

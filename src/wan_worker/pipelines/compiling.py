@@ -1,12 +1,12 @@
-"""Compile a transformer's blocks for a job's shapes, where the plan says so.
+"""Compile a transformer's blocks for a job's shapes, if the plan says so.
 
-All blocks of a kind share one compilation. It is made for exactly the job's shapes: kernels for any
-shape would be slower, and which of the two a job got would depend on what ran before. Kernels are
-chosen by rule and not by the clock, for the same reason.
+All blocks of a kind share one compilation. It is made for exactly the job's shapes. Kernels for any
+shape would be slower, and which of the two a job got would depend on earlier jobs. For the same
+reason a rule chooses the kernels, not the clock.
 
-Promises: outside of ``applied`` the blocks are as they were. A job whose compilation fails is
-computed as it comes, from its first step on, and says so, and this process tries no more.
-Not covered: a job that is cancelled while its blocks are being compiled ends with that step.
+Promises: outside of ``applied`` the blocks are as before. If compilation fails, the job is computed
+without it from its first step on, and says so, and this process does not compile again.
+Not covered: a cancel during compilation takes effect only at the end of that step.
 """
 
 import logging
@@ -27,21 +27,21 @@ T = TypeVar("T")
 BACKEND: Final[Any] = "inductor"
 
 SHAPES_KEPT: Final = 64
-"""Compilations of a kind of block; torch's own limit of 8 sizes and lengths would soon be met."""
+"""Most compilations of a kind of block. torch's own limit, 8 shapes, would soon be reached."""
 
 
 @dataclass
 class Compiler:
-    """Whether compiling works in this process; for one thread at a time (the GPU lock)."""
+    """Whether compiling works in this process; used by one thread at a time (the GPU lock)."""
 
     cache_dir: Path | None = None
-    """Where what was compiled is found by the next process; None: torch's place for it."""
+    """Folder in which the next process finds the compiled code; None: torch's own folder."""
     problem: str = ""
-    """Why nothing is compiled any more."""
+    """Why this process no longer compiles; empty if it does."""
 
     @contextmanager
     def applied(self, pipeline: Any, plan: Plan) -> Iterator[None]:
-        """The pipeline with its transformers' blocks compiled, if the plan says so."""
+        """Compile the blocks of the pipeline's transformers for this block, if the plan says so."""
         if not plan.speedups.compiled or self.problem or not self._ready():
             yield
             return
@@ -74,7 +74,7 @@ class Compiler:
         return True
 
     def give_up(self, pipeline: Any, failure: BaseException) -> None:
-        """Compute eagerly from now on."""
+        """Compute without compiling from now on."""
         self.problem = f"it failed ({type(failure).__name__})"
         log.warning("compile: %s; computing eagerly", self.problem, exc_info=failure)
         for part in (pipeline.transformer, getattr(pipeline, "transformer_2", None)):
@@ -82,16 +82,16 @@ class Compiler:
                 _restore(part)
 
     def explain(self, plan: Plan) -> Plan:
-        """The plan with what became of it, once it is carried out."""
+        """After the job: the plan with the failure in its reasons, if compiling failed."""
         if not plan.speedups.compiled or not self.problem:
             return plan
-        others = (reason for reason in plan.reasons if not reason.startswith("compile:"))
-        said = f"compile: not, as {self.problem}; computed as it comes"
-        return replace(plan, reasons=(*others, said))
+        other_reasons = (reason for reason in plan.reasons if not reason.startswith("compile:"))
+        reason_text = f"compile: not, as {self.problem}; computed as it comes"
+        return replace(plan, reasons=(*other_reasons, reason_text))
 
 
 def or_eagerly(pipeline: Any, run: Callable[[], T]) -> T:
-    """Run what calls a pipeline; once more, uncompiled, where compiling its blocks fails."""
+    """Call ``run``, which calls a pipeline. If compiling fails, call it again, uncompiled."""
     compiler: Compiler | None = getattr(pipeline, "compiler", None)
     if compiler is None:
         return run()
@@ -101,12 +101,12 @@ def or_eagerly(pipeline: Any, run: Callable[[], T]) -> T:
         if is_memory_or_gpu_fault(failure) or not is_compilers(failure):
             raise
         compiler.give_up(pipeline, failure)
-    # Out of the except clause: its traceback would hold the tensors of the first try.
+    # Outside the except clause, whose traceback would keep the tensors of the first try alive.
     return run()
 
 
 def is_compilers(failure: BaseException) -> bool:
-    """Whether an exception comes from compiling, by the modules of its classes."""
+    """Whether an exception comes from compiling; the modules of its classes decide."""
     places = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
     return any(cls.__module__.startswith(places) for cls in type(failure).__mro__)
 

@@ -1,10 +1,10 @@
-"""What is a pipeline given beside prompt and numbers? Pictures, in the form that it takes them.
+"""In which form does each pipeline get the request's pictures?
 
-Three forms: image-to-video takes pictures and encodes them itself; VACE takes a clip, grey where
-nothing is known, and a mask of what it is to make; image-to-image starts from the picture's own
-latents under as much noise as the schedule's first step expects (``solver.scheduler`` begins
-that late).
-Not covered: fetching and fitting pictures (references).
+There are three forms. Image-to-video takes pictures and encodes them itself. VACE takes a clip,
+grey where no picture is known, and a mask of the part to make. Image-to-image starts from the
+picture's own latents, with as much noise as the schedule's first step expects
+(``schedulers.scheduler`` begins that late).
+Not covered: fetching and fitting pictures (inputs.references).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def arguments(
     pipeline: Any, plan: Plan, references: References, generators: list["torch.Generator"]
 ) -> dict[str, Any]:
-    """Keyword arguments for the pipeline's call; none for plain generation.
+    """Keyword arguments for the pipeline's call; none if there are no pictures.
 
     Args:
-        generators: one for each output, for the noise that is drawn here.
+        generators: one for each output; image-to-image draws its noise from them.
         references: at the plan's generated size.
     """
     extra: dict[str, Any] = {}
@@ -43,8 +43,8 @@ def known_frames(plan: Plan, references: References) -> tuple["torch.Tensor", "t
     """VACE's clip and mask.
 
     Returns:
-        Both float32 [1, frames, 3, height, width]: the clip from 0 to 1 with the pictures at its
-        ends and mid-grey between, the mask 0 where the clip is to stay and 1 where it is made.
+        Both float32 [1, frames, 3, height, width]. The clip, from 0 to 1, has the pictures at its
+        ends and mid-grey between them. The mask is 0 for given frames and 1 for frames to make.
     """
     import torch
 
@@ -61,10 +61,10 @@ def known_frames(plan: Plan, references: References) -> tuple["torch.Tensor", "t
 def noised(
     pipeline: Any, plan: Plan, picture: "Image", generators: list["torch.Generator"]
 ) -> "torch.Tensor":
-    """Image-to-image's start: latents [outputs, z, 1, h, w], the picture's under noise.
+    """Image-to-image's start: the picture's latents with noise, [outputs, z, 1, h, w].
 
-    Flow matching goes in a straight line from the picture to noise, so that at noise level sigma
-    it is ``(1 - sigma) * picture + sigma * noise``.
+    Flow matching goes in a straight line from the picture to noise. So the latents at noise level
+    sigma are ``(1 - sigma) * picture + sigma * noise``.
     """
     import torch
 
@@ -75,14 +75,14 @@ def noised(
     mean = torch.tensor(vae.config.latents_mean, device=device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=device).view(shape)
     with torch.no_grad():
-        given = pixels(picture)[None, :, None].to(device, vae.dtype)
-        latents: torch.Tensor = (vae.encode(given).latent_dist.mode().float() - mean) / std
-    noise = torch.cat([torch.randn(latents.shape, generator=one) for one in generators])
+        pixel_values = pixels(picture)[None, :, None].to(device, vae.dtype)
+        latents: torch.Tensor = (vae.encode(pixel_values).latent_dist.mode().float() - mean) / std
+    noise = torch.cat([torch.randn(latents.shape, generator=generator) for generator in generators])
     return (1 - sigma) * latents + sigma * noise.to(device)
 
 
 def pixels(picture: "Image") -> "torch.Tensor":
-    """float32 [3, height, width] from -1 to 1."""
+    """The picture as float32 [3, height, width], from -1 to 1."""
     import numpy as np
     import torch
 

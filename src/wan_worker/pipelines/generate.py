@@ -1,13 +1,13 @@
 """Plan and pipeline -> latents -> frames, chunk by chunk.
 
-diffusers' pipeline makes the latents; the decoding is ours (decoder), because the stock one keeps
-every frame in fp32 before the first can be written. One latent frame is decoded at a time, and its
-pictures leave as uint8: memory does not grow with the length of the video.
+diffusers' pipeline makes the latents. The decoding is ours (vae.decoder), because the stock one
+holds every frame in fp32 before the first can be written. We decode one latent frame at a time and
+return its pictures as uint8, so that memory does not grow with the length of the video.
 
-Promises: the same plan, image and machine give the same frames, whatever ran before; an output has
-the content that it has alone, to the bit where it is denoised alone (batch_size 1); a cancelled job
-stops within one denoising step; the VAE's hooks and its weights' values are left as they were.
-Not covered: files (encode) and memory faults (job).
+Promises: the same plan, image and machine give the same frames, whatever ran before. An output has
+the same content in a batch as alone, to the bit if it is denoised alone (batch_size 1). A cancelled
+job stops within one denoising step. The VAE keeps its hooks and the values of its weights.
+Not covered: files (media.encode) and memory faults (job).
 """
 
 import copy
@@ -48,23 +48,23 @@ if TYPE_CHECKING:
 def encode_prompts(
     pipeline: Any, plan: Plan, known: Embeddings
 ) -> tuple["torch.Tensor", "torch.Tensor | None", tuple[Notice, ...]]:
-    """The plan's prompts as umT5 embeddings: each distinct one is encoded once, by itself.
+    """The plan's prompts as umT5 embeddings: each distinct text is encoded once, by itself.
 
     Args:
-        known: texts that were encoded before. Where it has all of them the encoder does not run.
+        known: embeddings of earlier texts. If it has all of them, the encoder does not run.
 
     Returns:
-        [outputs, 512, text_dim]; the negative prompt's [1, 512, text_dim], None without guidance;
-        both on the device that denoises; and what the user would mind.
+        The prompts' [outputs, 512, text_dim] and the negative prompt's [1, 512, text_dim] (None
+        without guidance), both on the device that denoises; and the notices for the user.
     """
     import torch
 
     notices = []
     prompts = list(dict.fromkeys(output.prompt for output in plan.outputs))
-    for place, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         tokens = len(pipeline.tokenizer(prompt, verbose=False).input_ids)
         if tokens > MAX_PROMPT_TOKENS:
-            which = f"Prompt {place + 1}" if place else "The prompt"
+            which = f"Prompt {index + 1}" if index else "The prompt"
             notices.append(
                 Notice(
                     "PROMPT_TRUNCATED",
@@ -76,19 +76,19 @@ def encode_prompts(
     encoded: dict[str, torch.Tensor] = {}
     for text in dict.fromkeys([*prompts, *guided]):
         key = Key(text, encoder, str(pipeline.text_encoder.dtype))
-        kept = known.get(key)
-        if kept is None:
+        known_embedding = known.get(key)
+        if known_embedding is None:
             with torch.no_grad():
                 encoded[text], _ = pipeline.encode_prompt(
                     prompt=text,
                     do_classifier_free_guidance=False,
-                    # Its own default is 226 tokens; __call__ uses 512.
+                    # The default of encode_prompt is 226 tokens, that of __call__ is 512.
                     max_sequence_length=MAX_PROMPT_TOKENS,
                 )
             known.put(key, encoded[text])
         else:
-            encoded[text] = kept.to(plan.device)
-    # Where parts take turns: else the encoder waits on the GPU until the transformer's turn.
+            encoded[text] = known_embedding.to(plan.device)
+    # For placement sequential: otherwise the encoder stays on the GPU until the transformer's turn.
     pipeline.maybe_free_model_hooks()
     embeds = torch.cat([encoded[output.prompt] for output in plan.outputs])
     return embeds, encoded[plan.negative_prompt] if guided else None, tuple(notices)
@@ -107,7 +107,7 @@ def denoise(
     Args:
         prompt_embeds: [outputs, 512, text_dim].
         negative_prompt_embeds: [1, 512, text_dim], or None without guidance.
-        references: pictures at the plan's generated size; none for plain generation.
+        references: pictures at the plan's generated size; none without pictures in the request.
 
     Raises:
         Canceled, DeadlineExceeded: from the step callback, within one step.
@@ -116,8 +116,8 @@ def denoise(
     import torch
 
     def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        # Raising is the one clean way out: the pipeline's interrupt flag would hand back a
-        # half-denoised clip as a success.
+        # An exception is the only clean way out: with the pipeline's interrupt flag it would
+        # return a half-denoised clip as a success.
         control.step(step + 1, plan.steps_taken)
         if viewer is not None:
             sketch.see(step + 1, tensors["latents"])
@@ -133,8 +133,8 @@ def denoise(
         negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
 
     def run() -> torch.Tensor:
-        # Noise is drawn on the CPU, so that a seed means the same on every device, and from one
-        # generator for each output, so that it means the same in every batch.
+        # Noise is drawn on the CPU, so that a seed gives the same noise on every device. Each
+        # output has its own generator, so that a seed gives the same noise in every batch.
         generators = [torch.Generator("cpu").manual_seed(output.seed) for output in plan.outputs]
         with (
             encoder.frame_by_frame(pipeline.vae),
@@ -143,7 +143,7 @@ def denoise(
             magcache.applied(pipeline, plan),
             batched_guidance.applied(pipeline, plan, negative_prompt_embeds),
         ):
-            made: torch.Tensor = pipeline(
+            denoised: torch.Tensor = pipeline(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
                 height=height,
@@ -159,12 +159,12 @@ def denoise(
                 callback_on_step_end_tensor_inputs=[] if viewer is None else ["latents"],
                 **conditioning.arguments(pipeline, plan, references, generators),
             )[0]
-        return made
+        return denoised
 
     try:
         latents = compiling.or_eagerly(pipeline, run)
     finally:
-        # The pipeline does this on success only.
+        # The pipeline does this only on success.
         pipeline.maybe_free_model_hooks()
     if not bool(torch.isfinite(latents).all()):
         raise GenerationFailed("The model produced NaN; try another seed or a lower guidance_scale")
@@ -174,26 +174,26 @@ def denoise(
 def frames(
     vae: Any, latents: "torch.Tensor", plan: Plan, control: Control
 ) -> Generator["Frames", None, None]:
-    """The plan's frames in order: cropped to its size, trimmed to its length.
+    """The plan's frames in order, cropped to its size and cut to its length.
 
     Yields:
-        uint8 [n, height, width, 3]: one frame first, then up to four at a time.
+        uint8 [n, height, width, 3]: first one frame, then up to four at a time.
     """
-    made, total = 0, latents.shape[2]
+    delivered, total = 0, latents.shape[2]
     for index, chunk in enumerate(decode(vae, latents, plan.layout.decode, control.check)):
-        chunk = chunk[: plan.num_frames - made]
-        made += len(chunk)
+        chunk = chunk[: plan.num_frames - delivered]
+        delivered += len(chunk)
         visible = cropped(chunk.numpy(), plan)
         yield visible
         control.step(index + 1, total)
         if control.viewer is not None:
             control.viewer.offer(partial(previews.jpeg, visible[-1]), control.stage, index + 1)
-        if made == plan.num_frames:
+        if delivered == plan.num_frames:
             return
 
 
 def cropped(frames: "Frames", plan: Plan) -> "Frames":
-    """The centre of generated frames, at the plan's size, contiguous."""
+    """The centre of generated frames, at the plan's size, as a contiguous array."""
     import numpy as np
 
     if plan.size is None:
@@ -211,16 +211,16 @@ def decode(
 ) -> Iterator["torch.Tensor"]:
     """Decode normalised latents one latent frame at a time.
 
-    Computes what ``vae.decode`` computes: its decoder is causal, so that a latent frame needs
-    nothing that comes after it (decoder).
+    The result is that of ``vae.decode``. Its decoder is causal, so that a latent frame needs no
+    later one (vae.decoder).
 
     Args:
         latents: [1, z, latent_frames, h, w], normalised with the VAE's own mean and std.
-        how: ``fp32`` is as the VAE was loaded; ``bf16`` decodes with a copy; ``tiled`` see tiles.
-        check: called now and then where nothing is yielded for long; raises to stop.
+        how: ``fp32``: as the VAE was loaded; ``bf16``: with a copy; ``tiled``: see vae.tiles.
+        check: called now and then while nothing is yielded for long; raises to stop.
 
     Yields:
-        uint8 [n, height, width, 3] in main memory: n is 1 at first, then the temporal stride.
+        uint8 [n, height, width, 3] in main memory: n is first 1, then the temporal stride.
 
     Raises:
         GenerationFailed: the decoder produced NaN.
@@ -228,11 +228,11 @@ def decode(
     import torch
 
     hook = getattr(vae, "_hf_hook", None)
-    if hook is not None:  # model offload moves a module when forward runs, and we call its parts
+    if hook is not None:  # model offload moves a module in its forward, but we call its parts
         hook.pre_forward(vae)
     parts = (vae.post_quant_conv, vae.decoder)
     if how == "bf16":
-        # Copies of the parts alone: the VAE's hook would bring the other components along.
+        # Only the parts are copied: a copy of the VAE's hook would copy the other components too.
         parts = tuple(copy.deepcopy(part).to(torch.bfloat16) for part in parts)
     try:
         if how == "tiled":
@@ -267,13 +267,13 @@ def _chunks(
         with torch.no_grad():
             z = latents[:, :, index : index + 1].to(device, torch.float32) * std + mean
             z = post_quant_conv(z.to(dtype)).squeeze(2)
-            made = [_pixels(vae, picture) for picture in pictures(decoder, z, past)]
-            chunk, finite = zip(*made, strict=True)
+            made_pictures = [_pixels(vae, picture) for picture in pictures(decoder, z, past)]
+            chunk, finite = zip(*made_pictures, strict=True)
             yield torch.cat(chunk), torch.stack(finite).all()
 
 
 def _pixels(vae: Any, picture: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
-    """A decoded picture [1, c, h, w] as uint8 [1, height, width, 3]. Was it finite?"""
+    """A decoded picture [1, c, h, w] as uint8 [1, height, width, 3], and whether it was finite."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
@@ -281,8 +281,8 @@ def _pixels(vae: Any, picture: "torch.Tensor") -> tuple["torch.Tensor", "torch.T
     if vae.config.patch_size is not None:
         pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
     finite = torch.isfinite(pixels).all()
-    # -1..1 to 0..255, rounded to nearest.
+    # From -1..1 to 0..255, rounded to nearest.
     pixels = pixels.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
-    # Interleaved where it was made: a GPU does it in no time, the CPU would take longer over it
-    # than the copy to it.
+    # The device that made the pixels interleaves them: a GPU takes no time for it, but the CPU
+    # would take longer than the copy to it.
     return pixels[0].permute(1, 2, 3, 0).contiguous(), finite

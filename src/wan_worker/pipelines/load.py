@@ -1,9 +1,9 @@
-"""One component from disk, checked; and its files read ahead while others are built.
+"""Loads one component from disk and checks it; reads files ahead while others are built.
 
-Promises: weights are opened as safetensors only and nothing is fetched from anywhere; they go
-straight to the device that they run on, in the type that they are stored in; what the files lack or
-have too much is an error.
-Not covered: what stays in memory (pipelines) and whether files are whole (weights).
+Promises: weights are opened only as safetensors, and nothing is fetched from anywhere. They go
+straight to the device that they run on, in the type that they are stored in. Missing or unexpected
+weights are an error.
+Not covered: what stays in memory (pool) and whether files are whole (weights.store).
 """
 
 import importlib
@@ -23,7 +23,7 @@ from wan_worker.prompts.enhance import Enhancer
 from wan_worker.weights import real_esrgan
 
 READERS: Final = 4
-"""Files read ahead at a time: a network volume answers several readers faster than one."""
+"""Files that are read ahead together: a network volume serves several readers faster than one."""
 
 _PIECE = 8 * 1024**2
 
@@ -34,8 +34,8 @@ def load_component(
     """Read one component from its folder onto a device, in the type that this machine runs it in.
 
     Raises:
-        ModelCorrupt: the library can't make sense of the files.
-        GpuFault: the planned GPU is not usable from torch.
+        ModelCorrupt: the library can't read the files.
+        GpuFault: torch can't use the planned GPU.
     """
     import torch
     from diffusers.utils import logging as diffusers_logging
@@ -43,13 +43,13 @@ def load_component(
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # what matters in its warnings is checked below
+    transformers_logging.set_verbosity_error()  # the checks below cover its important warnings
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise GpuFault(f"torch can't use {hardware.name}: the driver does not fit this image")
     tokenizer, trust = None, {}
     try:
         if component.role == UPSCALER.role:
-            # Its authors run it in half precision; bfloat16 would cost it a level of 255.
+            # Its authors use half precision; bfloat16 would change pixels by one level of 255.
             on_gpu = hardware.device == "cuda"
             return real_esrgan.load(folder, torch.float16 if on_gpu else torch.float32, device)
         library, class_name = component.class_name.split(":")
@@ -59,7 +59,7 @@ def load_component(
         if component.role == "enhancer":
             from transformers import AutoTokenizer
 
-            # Said, not left to the default: unsaid, a repository with code of its own asks.
+            # Explicit: by default, transformers asks the user if a repository has its own code.
             trust = {"trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **trust)
         half = hardware.device == "cuda" and not component.keep_fp32
@@ -80,7 +80,7 @@ def load_component(
             f"{component.name} can't be loaded ({type(error).__name__}); check it with: "
             "python download_weights.py --verify"
         ) from error
-    # The libraries fill what a file lacks with random numbers and only warn.
+    # If weights are missing, the libraries only warn and use random numbers.
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             raise ModelCorrupt(f"{component.name} has {len(report[problem])} {problem}")
@@ -92,16 +92,16 @@ def load_component(
 def read_ahead(folders: Iterable[Path]) -> Iterator[None]:
     """Bring weight files into the page cache while the block loads them one by one.
 
-    The libraries' loaders patch torch globally while they build a module, so no two may run at
-    once; they also read through page faults, one small piece at a time. Asking the kernel for the
-    files meanwhile, several at once and in the order in which they are needed, is what can run
-    beside them. (Reading them into a buffer of ours was slower than leaving it: it takes the cores
-    that the loader needs. benchmarks/loading.py)
+    The libraries' loaders patch torch globally while they build a module, so that no two may run at
+    once. They also read through page faults, one small piece at a time. Beside them, we can ask the
+    kernel for several files at once, in the order in which they are needed. (Reading them into our
+    own buffer was slower than no read-ahead: it takes the cores that the loader needs.
+    benchmarks/loading.py)
     """
     stop = threading.Event()
 
     def read(path: Path) -> None:
-        # What fails here the loader reports; macOS has no such call.
+        # The loader reports any failure; macOS has no such call.
         with suppress(OSError, AttributeError), path.open("rb") as file:
             for start in range(0, path.stat().st_size, _PIECE):
                 if stop.is_set():

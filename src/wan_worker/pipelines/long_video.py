@@ -1,12 +1,12 @@
-"""A chain of segments -> the frames of one video, as one stream.
+"""A plan with segments -> the frames of one video, as one stream.
 
-Each segment starts from the last frame so far, as decoded (it has not been through the codec) and
-before cropping; it repeats that frame, which is dropped. Only one segment's latents are in memory
-at a time, so that memory does not grow with the number of segments.
+Each segment starts from the last frame so far, uncropped and as decoded (not yet encoded by the
+codec). Its own first frame repeats that frame and is dropped. Only one segment's latents are in
+memory at a time, so that memory does not grow with the number of segments.
 
-Promises: exactly the plan's frames; a segment that fails ends the stream after those before it, so
-that they become a file, and ``failure`` says why. A cancelled film raises.
-Not covered: which model makes which segment (chain), the file (encode).
+Promises: exactly the plan's frames. If a segment fails, the stream ends after the earlier segments,
+which become a file, and ``failure`` says why. A cancel raises.
+Not covered: which model makes which segment (planning.segments), the file (media.encode).
 """
 
 from collections.abc import Callable, Generator
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from wan_worker.pipelines.generate import Frames
 
 FINISH_SECONDS: Final = 30.0
-"""Beyond the job's deadline, to close and check the file of the finished segments."""
+"""Time after the job's deadline in which to close and check the file of the finished segments."""
 
 
 class LongVideo:
     """The frames of one output of a plan with segments.
 
     Args:
-        planned: of one output.
+        planned: a plan with one output.
         prompt_embeds, negative_prompt_embeds: as ``generate.denoise`` takes them.
         pictures: at the plan's generated size; the last one is the end of the last segment.
-        equipped: a segment's pipeline, loaded, with the job's LoRAs on it, first of what is given.
+        equipped: gives a tuple; its first item is a segment's pipeline, loaded, with its LoRAs on.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LongVideo:
 
         Raises:
             Canceled: at the next step.
-            Exception: whatever the first segment fails with.
+            Exception: the failure of the first segment.
         """
         control, outer = self._control, self._control.parts
         count = len(self._planned.segments)
@@ -91,7 +91,7 @@ class LongVideo:
         from PIL import Image
 
         control = self._control
-        # Uncropped: the next segment starts from all of the picture.
+        # Uncropped, because the next segment starts from the whole picture.
         segment = replace(segment, size=self._planned.generated_size)
         with self._equipped(segment) as (pipeline, *_):
             control.enter("denoise")

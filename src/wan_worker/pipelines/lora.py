@@ -1,16 +1,16 @@
 """Put LoRAs on a pipeline's transformers for one job, and take them off again.
 
-The layers are injected beside the weights (peft), never fused into them, so taking them off leaves
-every module and every weight of the shared transformer the very object that it was.
+peft injects the layers beside the weights. They are never fused, so that every module and every
+weight of the shared transformer is the same object after the layers are removed.
 
-Promises: all tensors of a file find their place, in name and shape, or the job is refused with the
-counts and no layer stays; each expert has its own scales; nothing of a file but its tensors and the
-numbers of its alpha reaches the libraries.
-How: diffusers' converters turn the layouts of Wan's own code and of its trainers (keys beginning
-``diffusion_model.`` and ``lora_unet_``) into its own; names, shapes and values are then compared
-with the model here, because the library only logs what does not fit. A peft configuration inside a
-file is not handed on: some of its options would change the base weights.
-Not covered: DoRA, LoKr, LoHa and other relatives; layers that are no matrices.
+Promises: either all tensors of a file match the model in name and shape, or the job is refused with
+the counts and no layer stays. Each expert has its own scales. From a file, only its tensors and the
+values of its alpha reach the libraries.
+How: diffusers' converters turn the key layouts of Wan's own code and of its trainers (keys that
+begin with ``diffusion_model.`` and ``lora_unet_``) into diffusers' own. We then compare names,
+shapes and values with the model, because the library only logs mismatches. A file's peft
+configuration is not passed on: some of its options would change the base weights.
+Not covered: DoRA, LoKr, LoHa and similar methods; layers that are not matrices.
 """
 
 import json
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     State = dict[str, "torch.Tensor"]
 
 METADATA: Final = "lora_adapter_metadata"
-"""Where diffusers keeps the adapter's configuration in a file's header."""
+"""Key in a file's header under which diffusers stores the adapter's configuration."""
 
 EXPERTS: Final = {"transformer": ("high", "both"), "transformer_2": ("low", "both")}
-"""The stages that reach each expert."""
+"""For each expert, the stages of a LoRA that apply to it."""
 
 _KEY: Final = re.compile(r"transformer\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias)")
 _BLOCK: Final = re.compile(r"\bblocks[._]([0-9]+)|_blocks_([0-9]+)")
@@ -46,16 +46,16 @@ _BLOCK: Final = re.compile(r"\bblocks[._]([0-9]+)|_blocks_([0-9]+)")
 
 @dataclass(frozen=True)
 class Fit:
-    """How a LoRA fits the model it was put on."""
+    """How a LoRA fits its model."""
 
     matched: int
-    """Tensors of the converted file that found their place in one expert: all of them."""
+    """Number of tensors of the converted file that match one expert; always all of them."""
     notices: tuple[Notice, ...] = ()
 
 
 @contextmanager
 def applied(pipeline: Any, files: tuple[LoraFile, ...]) -> Iterator[tuple[Fit, ...]]:
-    """The pipeline with these LoRAs on it, and without them when the block ends, however it does.
+    """Put these LoRAs on the pipeline, and remove them when the block ends, even by an error.
 
     Raises:
         Unsupported: a file does not fit the model.
@@ -70,7 +70,7 @@ def applied(pipeline: Any, files: tuple[LoraFile, ...]) -> Iterator[tuple[Fit, .
         for role in EXPERTS
         if getattr(pipeline, role, None) is not None
     }
-    # As they are before the first layer is injected: afterwards a wrapper has the module's name.
+    # Collected before the first injection: afterwards a wrapper has the module's name.
     linears = {
         role: {n: m for n, m in expert.named_modules() if isinstance(m, torch.nn.Linear)}
         for role, expert in experts.items()
@@ -96,12 +96,12 @@ def applied(pipeline: Any, files: tuple[LoraFile, ...]) -> Iterator[tuple[Fit, .
         yield tuple(fits)
     finally:
         for expert in experts.values():
-            offload.unhook(expert)  # else taking layers off would put its hooks on again
+            offload.unhook(expert)  # otherwise removing the layers would add its hooks again
         pipeline.unload_lora_weights()
 
 
 def _read(pipeline: Any, file: LoraFile, expert: Any) -> tuple["State", tuple[Notice, ...]]:
-    """A file's layers under diffusers' names, on the CPU, with their alpha folded in."""
+    """A file's layers under diffusers' names, on the CPU, already multiplied by their alpha."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -135,7 +135,7 @@ def _read(pipeline: Any, file: LoraFile, expert: Any) -> tuple["State", tuple[No
 
 
 def _renamed(name: str) -> str:
-    """A peft or older diffusers name as diffusers writes it now; others as they are."""
+    """A peft or older diffusers name in diffusers' current form; other names unchanged."""
     name = name.removeprefix("base_model.model.").replace(".default.weight", ".weight")
     if re.match(r"(blocks|vace_blocks|condition_embedder|proj_out)\.", name):
         wans_own = re.search(r"\.(self_attn|cross_attn|ffn\.[02])\.", name)
@@ -147,7 +147,10 @@ def _renamed(name: str) -> str:
 
 
 def _check_names(header: safetensors_file.Header, blocks: int, where: str) -> None:
-    """The converters drop DoRA's scales, and count up to the highest block that a name mentions."""
+    """Refuse names that mislead the converters.
+
+    They drop DoRA's scales, and they count up to the highest block number in any name.
+    """
     for name in header.tensors:
         if "dora_scale" in name:
             raise Unsupported("Is a DoRA, which is not supported", field=where)
@@ -160,22 +163,22 @@ def _check_names(header: safetensors_file.Header, blocks: int, where: str) -> No
 
 
 def _check_alphas(raw: "State", where: str) -> None:
-    """The converters divide by two until an alpha is small, and never end for a negative one."""
+    """Refuse bad alphas: the converters halve one until it is small, without end if negative."""
     for name, tensor in raw.items():
-        good = not name.endswith(".alpha") or (
+        valid = not name.endswith(".alpha") or (
             tensor.numel() == 1 and math.isfinite(tensor.item()) and tensor.item() > 0
         )
-        if not good or 0 in tensor.shape:
+        if not valid or 0 in tensor.shape:
             raise Unsupported("Holds an alpha that is no positive number", field=where)
 
 
 def _fold_alphas(layers: "State") -> "State":
-    """Layers in diffusers' layout that have an alpha beside them, as some trainers write."""
+    """Multiply the alphas into the layers, where a trainer stored them beside diffusers' names."""
     folded = {name: t for name, t in layers.items() if not name.endswith(".alpha")}
     for name in layers.keys() - folded.keys():
         up = name.removesuffix(".alpha") + ".lora_B.weight"
         if up not in folded:
-            return layers  # does not match, and is counted
+            return layers  # the alpha counts as a tensor that does not match
         folded[up] = folded[up].float() * (layers[name].item() / layers[up].shape[-1])
     return folded
 
@@ -183,7 +186,7 @@ def _fold_alphas(layers: "State") -> "State":
 def _configured_scales(
     metadata: Mapping[str, str], layers: "State", where: str
 ) -> dict[str, float]:
-    """alpha / rank for each up matrix, where the file's configuration says what alpha is."""
+    """alpha / rank for each up matrix, if the file has a configuration."""
     if METADATA not in metadata:
         return {}
     try:
@@ -213,19 +216,19 @@ def _configured_scales(
 
 
 def _left_out(raw: "State", layers: "State", file: LoraFile) -> tuple[Notice, ...]:
-    """Whole-weight differences, which the converters drop: some distilled LoRAs carry them."""
-    kept = {id(tensor) for tensor in layers.values()}
-    lost = [
+    """A notice if the converters dropped whole-weight differences (in some distilled LoRAs)."""
+    kept_ids = {id(tensor) for tensor in layers.values()}
+    left_out = [
         name
         for name, tensor in raw.items()
-        if name.endswith((".diff", ".diff_b")) and id(tensor) not in kept and bool(tensor.any())
+        if name.endswith((".diff", ".diff_b")) and id(tensor) not in kept_ids and bool(tensor.any())
     ]
-    if not lost:
+    if not left_out:
         return ()
     return (
         Notice(
             "LORA_PARTLY_APPLIED",
-            f"{file.lora.field}: {len(lost)} of its {len(raw)} tensors replace whole weights, "
+            f"{file.lora.field}: {len(left_out)} of its {len(raw)} tensors replace whole weights, "
             "which low-rank layers can't; they were left out.",
         ),
     )
@@ -239,10 +242,10 @@ def _inject(
     linears: Mapping[str, Any],
     file: LoraFile,
 ) -> None:
-    """Compare with one expert, then load into it.
+    """Compare the layers with one expert, then load them into it.
 
     Raises:
-        Unsupported: a tensor has no place in it, or another shape.
+        Unsupported: a tensor does not match the expert in name or shape.
     """
     where = f"{file.lora.field}/source"
     matched = [key for key in layers if _fits(key, layers, linears)]
@@ -256,11 +259,11 @@ def _inject(
         raise Unsupported("Holds numbers that are not finite", field=where)
     state = _complete(layers, linears, getattr(pipeline, role).dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is meant
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is fine
         pipeline.load_lora_weights(
             state, adapter_name=name, load_into_transformer_2=role == "transformer_2"
         )
-    # The library warns where it should fail; a wrapped layer without weights would be silent.
+    # The library only warns, and a wrapped layer without weights would go unnoticed.
     modules = {key.partition(".lora_")[0].removeprefix("transformer.") for key in layers}
     expert = getattr(pipeline, role)
     loaded = [m for m in modules if name in getattr(expert.get_submodule(m), "lora_A", {})]
@@ -288,15 +291,15 @@ def _fits(key: str, layers: "State", linears: Mapping[str, Any]) -> bool:
 
 
 def _keep_wide(expert: Any, name: str, state: "State") -> None:
-    """Put back what the library has cast to the type that the weights are kept in, where it is fp8.
+    """Restore the type of layers that the library has cast to the stored type of fp8 weights.
 
-    Nothing multiplies in fp8, and the layers' own digits would be lost.
+    No product is computed in fp8, and the cast loses the layers' precision.
     """
     import torch
 
     for key, tensor in state.items():
         found = _KEY.fullmatch(key)
-        if found is None:  # all were compared before
+        if found is None:  # can't happen: all keys were compared before
             continue
         letter, _, leaf = found["part"].partition(".")
         layer = getattr(expert.get_submodule(found["module"]), f"lora_{letter}")[name]
@@ -307,9 +310,9 @@ def _keep_wide(expert: Any, name: str, state: "State") -> None:
 
 
 def _complete(layers: "State", linears: Mapping[str, Any], computes_in: "torch.dtype") -> "State":
-    """The layers in the type that each module computes in, with a bias on all where any has one.
+    """The layers in the type that each module computes in; if any has a bias, all get one.
 
-    Activations outgrow fp16, which many files are in; a bias that is missing would stay empty.
+    Many files are in fp16, which is too small for the activations. A missing bias would stay empty.
     """
     import torch
 
@@ -317,7 +320,7 @@ def _complete(layers: "State", linears: Mapping[str, Any], computes_in: "torch.d
     state = {}
     for key, tensor in layers.items():
         module = linears[key.partition(".lora_")[0].removeprefix("transformer.")]
-        # A narrow weight (quantize) is widened for its product; the layers beside it stay wide.
+        # A narrow weight (quantize) is widened for its product; the LoRA's layers stay wide.
         stored = module.weight.dtype
         dtype = stored if stored in (torch.float32, torch.bfloat16) else computes_in
         state[key] = tensor.to(dtype)

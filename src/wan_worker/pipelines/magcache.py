@@ -1,13 +1,14 @@
-"""Let denoising steps take over the residual of the step before, where the plan says so.
+"""The step cache: a denoising step reuses the residual of the step before, if the plan says so.
 
-While the block lasts, a transformer's list of blocks is one module that either runs them and keeps
-their residual (output minus input), or adds the kept one. Each branch of guidance has its own, each
-expert has its own, and none is kept longer than it is going to be used. All else of the transformer
+Inside the block, one module replaces a transformer's list of blocks. It either runs the blocks and
+stores their residual (output minus input), or adds the stored residual. Each branch of guidance and
+each expert has its own residual, which is freed after its last use. The rest of the transformer
 runs at every step.
 
-Promises: outside the block the transformer has the very list of blocks that it had, however the
-block ends.
-Not covered: which steps (reuse); VACE, whose blocks take more than the one before them gives.
+Promises: outside the block the transformer has the same list of blocks as before, even after an
+error.
+Not covered: the choice of steps (planning.step_cache); VACE, whose blocks need more inputs than the
+output of the block before them.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def applied(pipeline: Any, plan: Plan) -> Iterator[None]:
-    """The pipeline with its transformers reusing residuals as planned, for one call of it."""
+    """Let the pipeline's transformers reuse residuals as planned, for one call of it."""
     if not any(map(any, plan.reused)):
         yield
         return
@@ -38,27 +39,27 @@ def applied(pipeline: Any, plan: Plan) -> Iterator[None]:
             self.residuals: dict[int, torch.Tensor] = {}
 
         def forward(self, hidden_states: torch.Tensor, *arguments: Any) -> torch.Tensor:
-            """hidden_states: [outputs, tokens, dim]; the rest is every block's."""
+            """hidden_states: [outputs, tokens, dim]; each block gets the other arguments."""
             step, branch = divmod(self.calls, self.branches)
             self.calls += 1
-            made = hidden_states
+            output = hidden_states
             if self.steps[step]:
-                made = made + self.residuals[branch]
+                output = output + self.residuals[branch]
             else:
                 for block in self.blocks:
-                    made = block(made, *arguments)
+                    output = block(output, *arguments)
             if not any(self.steps[step + 1 : step + 2]):
                 self.residuals.pop(branch, None)
             elif not self.steps[step]:
-                self.residuals[branch] = made - hidden_states
-            return made
+                self.residuals[branch] = output - hidden_states
+            return output
 
     experts = [
         expert
         for role in ("transformer", "transformer_2")
         if (expert := getattr(pipeline, role, None)) is not None
     ]
-    # The pipelines call a transformer with the prompt, then without it where there is guidance.
+    # The pipelines call a transformer with the prompt and then, with guidance, without it.
     branches = 2 if plan.guidance_scale > 1.0 else 1
     before = [expert.blocks for expert in experts]
     try:

@@ -1,8 +1,8 @@
-"""Where a pipeline's weights are, put into practice: on the GPU, taking turns, or passing through.
+"""Carries out a plan's placement: weights stay on the GPU, take turns there, or pass through it.
 
-By the hooks of accelerate and diffusers. They are taken off every component before the next job's
-pipeline is put together (``unhook``), so that none holds another job's parts.
-Not covered: which layout (memory).
+The hooks of accelerate and diffusers do it. Before the next job's pipeline is made, ``unhook``
+removes them from every component, so that no hook refers to another job's components.
+Not covered: the choice of layout (planning.memory).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from wan_worker.prompts.enhance import Enhancer
 
 
 def arrange(pipeline: Any, plan: Plan) -> None:
-    """Put a pipeline's weights where the plan's layout has them."""
+    """Put a pipeline's weights where the plan's layout says."""
     vae = pipeline.vae
     if plan.layout.tiled_encode:
         vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
@@ -38,14 +38,14 @@ def arrange(pipeline: Any, plan: Plan) -> None:
 _PASSING: Final[Mapping[str, str]] = {
     "transformer": "block_level",
     "transformer_2": "block_level",
-    # transformers' models don't tell diffusers which of their layers are blocks.
+    # In transformers' models, diffusers can't see which layers are blocks.
     "text_encoder": "leaf_level",
     "image_encoder": "leaf_level",
 }
 
 
 def _pass_through(part: Any, device: str, kind: str) -> None:
-    """Let a module's weights wait in main memory and visit the device block by block."""
+    """Keep a module's weights in main memory, and bring them to the device block by block."""
     import torch
     from diffusers.hooks import apply_group_offloading
 
@@ -55,13 +55,13 @@ def _pass_through(part: Any, device: str, kind: str) -> None:
         offload_device=torch.device("cpu"),
         offload_type=kind,
         num_blocks_per_group=1,
-        # The next block is fetched while this one computes.
+        # With a stream, the next block is copied while this one computes.
         use_stream=device == "cuda",
     )
 
 
 def unhook(part: Any) -> None:
-    """Take off what moves a component's weights; what narrows them (quantize) is part of it."""
+    """Remove the hooks that move a component's weights; hooks that narrow them (quantize) stay."""
     if getattr(part, "_hf_hook", None) is not None:
         from accelerate.hooks import remove_hook_from_module
 
@@ -76,18 +76,18 @@ def unhook(part: Any) -> None:
 _MOVING_HOOKS: Final = frozenset(
     {"group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"}
 )
-"""The names that diffusers' group offloading registers its hooks under."""
+"""Names under which diffusers' group offloading registers its hooks."""
 
 
 def move(part: Any, device: str) -> None:
-    """Bring a component's weights to a device; what has none stays as it is."""
+    """Bring a component's weights to a device; a component without weights is left alone."""
     module = _module(part)
     if module is not None:
         module.to(device)
 
 
 def is_on_gpu(part: Any) -> bool:
-    """Any of it: a job that failed while its weights moved may have left a block there."""
+    """Whether any weight is on the GPU: a job that failed during a move may leave a block there."""
     module = _module(part)
     return module is not None and any(p.device.type == "cuda" for p in module.parameters())
 

@@ -1,13 +1,13 @@
-"""Build pipelines from shared components, keep what fits, evict the rest.
+"""Build pipelines from shared components, keep the components that fit, evict the rest.
 
-``Pool`` is the only state that outlives a job: loaded components by name, in order of last use,
-what the text encoder made of earlier texts (embeddings), and what is known of the machine's kernels
-and compiler (attention, compiling). A pipeline object is put together anew for each job (it costs a
-millisecond) with a fresh scheduler, so nothing a job sets on it can reach the next one.
+Only ``Pool`` keeps state after a job: the loaded components by name, in order of last use; the
+embeddings of earlier texts; and what it knows of the machine's kernels and compiler (attention,
+compiling). Each job gets a new pipeline object with a new scheduler (it costs a millisecond), so
+that a job's settings can't reach the next job.
 
-Promises: a component is read from disk once while it stays in memory, whichever models use it. What
-others leave no room for on the GPU waits in main memory, and is dropped where that is short too.
-Not covered: which model (plan), reading the files (load), moving weights during a job (placing).
+Promises: a component is read from disk once while it stays in memory, whichever models use it. If
+the GPU has no room for it, it waits in main memory. If that is short too, it is dropped.
+Not covered: which model (planning), reading files (load), moving weights during a job (offload).
 """
 
 import gc
@@ -34,7 +34,7 @@ Load = Callable[[Component, Path, Hardware, str], Any]
 
 
 class Pool:
-    """Components in memory, shared by all pipelines; for one thread at a time (the GPU lock)."""
+    """Components in memory, shared by all pipelines; used by one thread at a time (GPU lock)."""
 
     def __init__(
         self, hardware: Hardware, load: Load = load_component, compiler: Compiler | None = None
@@ -53,10 +53,10 @@ class Pool:
         return tuple(self._components)
 
     def pipeline(self, plan: Plan, installed: Installed, check: Callable[[], None]) -> Any:
-        """The diffusers pipeline for a plan, free of hooks: for LoRAs, then for placing.arrange.
+        """The diffusers pipeline for a plan, without hooks: for LoRAs, then for offload.arrange.
 
         Args:
-            installed: what the plan's model weighs, and where it is.
+            installed: sizes and folders of the plan's model.
             check: called between components; raises to stop.
         """
         import diffusers
@@ -66,8 +66,8 @@ class Pool:
         device = plan.device if resident else "cpu"
         entries = {c.entry(kind): c for c in plan.model.components}
         wanted = {e: self._bytes.get(e, sizes[c.name]) for e, c in entries.items()}
-        beside = plan.layout.room_bytes if resident else 0
-        self._make_room(wanted, beside, waiting=device == "cpu")
+        allowed_bytes = plan.layout.room_bytes if resident else 0
+        self._make_room(wanted, allowed_bytes, waiting=device == "cpu")
         absent = [installed.folders[c.name] for e, c in entries.items() if e not in self.loaded]
         parts = {}
         with read_ahead(absent):
@@ -77,21 +77,21 @@ class Pool:
                 parts[component.role] = self._component(component, folder, size, device, kind)
         pipeline_class = getattr(diffusers, plan.pipeline)
         pipeline = pipeline_class(scheduler=scheduler(plan), **parts, **_configuration(plan.model))
-        # VACE's counts the VAE's layers for its stride, and misses what patches add to it.
+        # VACE's pipeline takes the stride from the VAE's layers, and overlooks its patches.
         pipeline.vae_scale_factor_spatial = pipeline.vae.config.scale_factor_spatial
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def single(self, component: Component, folder: Path, size: int, working: int = 0) -> Any:
-        """One component by itself, where this machine computes; what does not fit beside it goes.
+        """One component by itself, on this machine's device; others that do not fit are evicted.
 
         Args:
             size: its bytes in memory.
-            working: bytes that it needs besides.
+            working: bytes of working memory that it also needs.
         """
         device = self._hardware.device
-        beside = self._hardware.free_bytes - size - working
-        self._make_room({component.name: size}, beside, waiting=device == "cpu")
+        allowed_bytes = self._hardware.free_bytes - size - working
+        self._make_room({component.name: size}, allowed_bytes, waiting=device == "cpu")
         with read_ahead([] if component.name in self._components else [folder]):
             part = self._component(component, folder, size, device)
         offload.move(part, device)
@@ -104,24 +104,24 @@ class Pool:
             _release_memory(self._hardware)
 
     def free(self) -> None:
-        """Give back all of the GPU that can be: after a fault, before another try."""
+        """Free as much of the GPU as possible: after a fault, before another try."""
         self._make_room({}, 0, waiting=False)
         _release_memory(self._hardware)
 
     def upscaler(self, plan: Plan, extras: Mapping[str, Installed]) -> Parameters | None:
-        """The plan's upscaler on the plan's device, or None where it has none.
+        """The plan's upscaler on the plan's device, or None if the plan has none.
 
-        For after ``pipeline``: it is loaded with the models, so that broken weights are noticed
-        before the minutes of denoising. Small enough to take its place from the working memory:
-        nothing is evicted for it.
+        Call it after ``pipeline``. It is loaded with the models, so that broken weights are noticed
+        before minutes of denoising. It is small enough for the working memory, so that nothing is
+        evicted for it.
         """
         if plan.upscale == 1:
             return None
-        here, name = extras[UPSCALER.name], UPSCALER.name
+        installed, name = extras[UPSCALER.name], UPSCALER.name
         network: Parameters = self._component(
-            UPSCALER, here.folders[name], here.component_bytes[name], plan.device
+            UPSCALER, installed.folders[name], installed.component_bytes[name], plan.device
         )
-        offload.move(network, plan.device)  # it may have waited beside another job
+        offload.move(network, plan.device)  # an earlier job may have moved it to main memory
         return network
 
     def _component(
@@ -130,7 +130,7 @@ class Pool:
         entry = component.entry(kind)
         if entry not in self._components:
             narrowed = entry != component.name
-            # Narrowed on the CPU: what is to fit only when it is narrow must not land there wide.
+            # Narrowed on the CPU: the wide weights may not fit on the GPU.
             part = self._load(component, folder, self._hardware, "cpu" if narrowed else device)
             if narrowed:
                 quantize.narrow(part, kind)
@@ -140,35 +140,35 @@ class Pool:
         self._components.move_to_end(entry)
         return self._components[entry]
 
-    def _make_room(self, wanted: Mapping[str, int], beside: int, waiting: bool) -> None:
-        """Free what the wanted components need, least recently used first.
+    def _make_room(self, wanted: Mapping[str, int], allowed_bytes: int, waiting: bool) -> None:
+        """Free the room that the wanted components need, the least recently used others first.
 
         Args:
             wanted: bytes by entry.
-            beside: bytes that others may keep of the GPU.
-            waiting: the wanted ones wait in main memory.
+            allowed_bytes: bytes of the GPU that other components may keep.
+            waiting: the wanted components wait in main memory.
         """
-        # An offloaded pipeline leaves hooks on shared components, which hold its others alive.
+        # An offloaded pipeline leaves hooks on shared components; they keep its others alive.
         for part in self._components.values():
             offload.unhook(part)
-        spare = [name for name in self._components if name not in wanted]
-        on_gpu = [name for name in spare if offload.is_on_gpu(self._components[name])]
-        moved = False
-        while on_gpu and sum(self._bytes[name] for name in on_gpu) > beside:
+        others = [name for name in self._components if name not in wanted]
+        on_gpu = [name for name in others if offload.is_on_gpu(self._components[name])]
+        changed = False
+        while on_gpu and sum(self._bytes[name] for name in on_gpu) > allowed_bytes:
             offload.move(self._components[on_gpu.pop(0)], "cpu")
-            moved = True
+            changed = True
         room = host_budget(self._hardware) - (sum(wanted.values()) if waiting else 0)
-        held = [name for name in spare if name not in on_gpu]
-        while held and sum(self._bytes[name] for name in held) > room:
-            name = held.pop(0)
+        in_main_memory = [name for name in others if name not in on_gpu]
+        while in_main_memory and sum(self._bytes[name] for name in in_main_memory) > room:
+            name = in_main_memory.pop(0)
             del self._components[name], self._bytes[name]
-            moved = True
-        if moved:
+            changed = True
+        if changed:
             _release_memory(self._hardware)
 
 
 def _configuration(model: Model) -> dict[str, Any]:
-    """What a pipeline must know of its transformers beside their weights."""
+    """Settings of a pipeline that belong to its model."""
     configuration: dict[str, Any] = {}
     if model.boundary_ratio is not None:
         configuration["boundary_ratio"] = model.boundary_ratio
@@ -178,7 +178,7 @@ def _configuration(model: Model) -> dict[str, Any]:
 
 
 def _release_memory(hardware: Hardware) -> None:
-    # Modules sit in reference cycles: without a collection nothing is free yet.
+    # Modules are in reference cycles: without a collection their memory is not free.
     gc.collect()
     if hardware.device == "cuda":
         import torch

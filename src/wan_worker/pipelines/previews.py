@@ -1,11 +1,11 @@
-"""What will it look like? One small picture of a job that is still being made.
+"""What will the result look like? Makes one small picture of a running job.
 
-While it denoises: flow matching goes in a straight line from the clip to noise, so that two latents
-on the way say where the line ends. Of that estimate one frame is decoded, small, by the VAE that
-the job is going to decode with. While it decodes: a frame that is there anyway.
+While the job denoises: flow matching goes in a straight line from the clip to noise, so that two
+latents on the line give its end. One frame of that estimate is decoded, small, with the job's own
+VAE. While the job decodes: a frame that has just been decoded.
 
-Promises: reads the latents and leaves them, the decoder and every random generator as they were.
-Not covered: when to draw one, and what becomes of a fault (progress.Viewer).
+Promises: the latents, the decoder and all random generators stay unchanged.
+Not covered: when to draw one, and how its failure is handled (timing.progress.Viewer).
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 SIDE: Final = 256
-"""Pixels of a preview's longer side, at most."""
+"""Largest longer side of a preview, in pixels."""
 
 QUALITY: Final = 75
 
@@ -28,9 +28,9 @@ class LatentPreviews:
     """Previews of one denoising call.
 
     Args:
-        pipeline: loaded, its VAE on the device that denoises.
-        decode: the VAE and normalised latents [1, z, latent_frames, h, w] to chunks of uint8
-            [n, height, width, 3].
+        pipeline: loaded, with its VAE on the device that denoises.
+        decode: takes the VAE and normalised latents [1, z, latent_frames, h, w], and yields chunks
+            of uint8 [n, height, width, 3].
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class LatentPreviews:
         self._step = 0
 
     def see(self, step: int, latents: "torch.Tensor") -> None:
-        """Take note of the latents [outputs, z, latent_frames, h, w] after a step, from 1."""
+        """Keep the latents [outputs, z, latent_frames, h, w] after a step; steps count from 1."""
         self._before, self._latents, self._step = self._latents, latents, step
 
     def draw(self) -> bytes | None:
@@ -67,20 +67,20 @@ class LatentPreviews:
 
 
 def possible(plan: Plan) -> bool:
-    """Can denoising be watched? Where components take turns, the VAE is elsewhere meanwhile."""
+    """Can denoising be previewed? Not if components take turns: the VAE is then elsewhere."""
     return plan.placement != "sequential"
 
 
 def clean(
     before: "torch.Tensor", now: "torch.Tensor", noise_before: float, noise: float
 ) -> "torch.Tensor":
-    """The clip that a step was heading for.
+    """The clip that a step moves towards.
 
-    At noise level s latents are ``(1 - s) * clip + s * noise``: two of them make the clip. It is
-    what the model said for Euler, and what the solvers that look back make of several such.
+    At noise level s the latents are ``(1 - s) * clip + s * noise``, so that two of them give the
+    clip. With Euler it is the model's prediction; with multistep solvers, a mix of several.
 
     Args:
-        before, now: latents before and after the step, of any one shape.
+        before, now: latents before and after the step, of any shape, the same for both.
         noise_before, noise: their noise levels, from 1 to 0.
     """
     if noise_before <= noise:
@@ -90,7 +90,7 @@ def clean(
 
 
 def smaller(latents: "torch.Tensor", scale: int) -> "torch.Tensor":
-    """Latents [1, z, 1, h, w] whose picture is at most SIDE pixels long, ``scale`` for each."""
+    """Latents [1, z, 1, h, w], shrunk to a picture of at most SIDE pixels, ``scale`` per latent."""
     import torch
 
     height, width = latents.shape[-2:]

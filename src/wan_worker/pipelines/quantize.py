@@ -1,23 +1,23 @@
 """How are a transformer's weights kept in eight bits?
 
-Weight-only: they are kept narrow and widened, one layer at a time, to the type that the model
-computes in. Both kinds narrow the same layers, the linear ones of the blocks, by diffusers' own
-list of what is too delicate: norms, embeddings, the time and text projections and ``proj_out``
-stay wide.
+Weight-only: the weights are stored narrow. Each layer widens its own, when it runs, to the type
+that the model computes in. Both kinds narrow the same layers: the linear ones of the blocks. By
+diffusers' own list of sensitive layers, norms, embeddings, the time and text projections and
+``proj_out`` stay wide.
 - fp8: diffusers' layerwise casting. Four significant bits, whatever a row's range is.
-- int8: 255 even steps over each output channel's range. Nearer to the exact weights: Wan's rows
-  have no outliers that would stretch their range far.
+- int8: 255 even steps over each output channel's range. It is nearer to the exact weights, because
+  Wan's rows have no outliers that would stretch their range far.
 
-Why int8 is our own layer and not torchao's (0.18.0 was tried, with torch 2.13): it gives the same
-numbers through every placement, but every ``import diffusers`` loads it once it is installed, which
-costs each worker 0.7 s and five lines of warnings (two of its libraries don't load) whether or not
-a job asks for int8; peft refuses a LoRA with biases on its tensors; and without torch.compile its
-product is the same as ours: widen, then multiply.
+Why int8 is our own layer and not torchao's (0.18.0 was tried, with torch 2.13): torchao gives the
+same numbers in every placement. But once it is installed, every ``import diffusers`` loads it. That
+costs each worker 0.7 s and five lines of warnings (two of its libraries don't load), even without
+an int8 job. Also, peft refuses a LoRA with biases on its tensors. Without torch.compile its product
+is the same as ours: widen, then multiply.
 
-Promises: what is not narrowed is untouched, to the object; a narrowed transformer moves, passes
-through a GPU and takes LoRAs as a wide one does.
-Not covered: integer products (activations stay wide), text encoder and VAE (they are a minor share
-and far more delicate), weights that are stored narrow.
+Promises: modules that are not narrowed stay the same objects. A narrowed transformer moves, passes
+through a GPU and takes LoRAs like a wide one.
+Not covered: integer products (activations stay wide), text encoder and VAE (a small share, and far
+more sensitive), weights that are stored narrow on disk.
 """
 
 from functools import cache
@@ -26,14 +26,14 @@ from typing import Any, Final
 from wan_worker.settings import WeightType
 
 BLOCKS: Final = ("blocks", "vace_blocks")
-"""The transformers' lists of blocks."""
+"""Names of the transformers' lists of blocks."""
 
 ROWS: Final = 64
-"""Output channels that are narrowed at a time."""
+"""Output channels that are narrowed together."""
 
 
 def narrow(transformer: Any, kind: WeightType) -> None:
-    """Keep the weights of a transformer's blocks in a narrower type, in place."""
+    """Change the weights of a transformer's blocks to a narrower type, in place."""
     match kind:
         case "fp8":
             import torch
@@ -46,7 +46,7 @@ def narrow(transformer: Any, kind: WeightType) -> None:
 
 
 def stored_bytes(module: Any) -> int:
-    """Bytes that a module's weights take where they are kept."""
+    """Bytes of a module's weights in their stored type."""
     return sum(weight.nbytes for weight in module.parameters())
 
 
@@ -58,7 +58,7 @@ def _narrow_to_int8(transformer: Any) -> None:
         for name, module in transformer.named_modules()
         if isinstance(module, torch.nn.Linear) and name.split(".")[0] in BLOCKS
     ]
-    # One at a time, each freed before the next: both together would be more than the wide ones.
+    # Each wide layer is freed before the next: all wide and narrow ones together take too much.
     while linears:
         name, linear = linears.pop()
         transformer.set_submodule(name, _int8_linear()(linear))
@@ -66,7 +66,7 @@ def _narrow_to_int8(transformer: Any) -> None:
 
 @cache
 def _int8_linear() -> Any:
-    """The layer's class; made once, as torch is not imported before there is work."""
+    """The layer's class. It is made on first use, because torch is imported only for jobs."""
     import torch
 
     class Int8Linear(torch.nn.Linear):  # a subclass, so that LoRAs find it
@@ -76,23 +76,23 @@ def _int8_linear() -> Any:
             torch.nn.Module.__init__(self)
             self.in_features, self.out_features = linear.in_features, linear.out_features
             exact = linear.weight.detach()
-            # Rounded to the type that it is kept in before it is used: so its rounding is no error.
+            # The scale is rounded to its stored type before use, so its rounding adds no error.
             widest = exact.abs().amax(dim=1, keepdim=True).float()
             scale = (widest / 127).clamp(min=torch.finfo(torch.float32).tiny).to(exact.dtype)
             steps = torch.empty(exact.shape, dtype=torch.int8, device=exact.device)
-            # Some rows at a time: in fp32 the whole would leave the caches, five times as slow.
+            # A few rows at a time: all rows in fp32 don't fit the caches, which is 5 times slower.
             for first in range(0, self.out_features, ROWS):
                 rows = slice(first, first + ROWS)
                 piece = exact[rows].float() / scale[rows].float()
                 steps[rows] = piece.round_().clamp_(-127, 127)
-            # Parameters, not buffers: group offload would leave a block's buffers on the GPU.
+            # Parameters, not buffers, because group offload leaves a block's buffers on the GPU.
             self.weight = torch.nn.Parameter(steps, requires_grad=False)
             self.scale = torch.nn.Parameter(scale, requires_grad=False)
             self.bias = linear.bias
             self.train(linear.training)
 
         def forward(self, input: torch.Tensor) -> torch.Tensor:
-            # One product in the type of the input, rounded once: int8 is exact in any of them.
+            # One product, rounded once, in the input's type: every such type holds int8 exactly.
             weight = self.weight * self.scale.to(input.dtype)
             return torch.nn.functional.linear(input, weight, self.bias)
 

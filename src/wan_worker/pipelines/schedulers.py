@@ -1,18 +1,25 @@
-"""The plan's solver as a scheduler of diffusers, fresh for each job. Not covered: the steps."""
+"""The plan's solver as a scheduler of diffusers, fresh for each job.
+
+Not covered: which solvers there are (planning.solvers), the steps themselves.
+"""
 
 from typing import Any
 
 from wan_worker.catalog import distilled
 from wan_worker.pipelines import sync_free
 from wan_worker.planning.plan import Plan
+from wan_worker.planning.solvers import SOLVERS
 
 
 def scheduler(plan: Plan) -> Any:
     """A fresh scheduler for the plan's solver, with its shift; it begins late for image-to-image.
 
-    The same steps as ``of_diffusers`` takes, in which the host never waits for the GPU (ahead).
+    The same steps as ``of_diffusers`` takes, in which the host never waits for the GPU (sync_free).
     """
-    made = sync_free.unipc()(**_flow(plan)) if plan.solver == "unipc" else of_diffusers(plan)
+    if plan.solver == "unipc":
+        made = sync_free.unipc()(**SOLVERS[plan.solver].arguments(plan.flow_shift))
+    else:
+        made = of_diffusers(plan)
     if plan.acceleration == "turbo" and plan.solver == distilled.SOLVER:
         _step_evenly(made)
     if plan.steps_taken < plan.num_inference_steps:
@@ -24,35 +31,15 @@ def scheduler(plan: Plan) -> Any:
 def of_diffusers(plan: Plan) -> Any:
     """diffusers' own scheduler for the plan's solver and shift, with its whole schedule.
 
-    The arguments are those of the schedulers that Wan's diffusers repositories ship, and of Wan's
-    own ``--sample_solver`` choices.
-
     Raises:
         ValueError: no such solver.
     """
-    from diffusers import (
-        DPMSolverMultistepScheduler,
-        FlowMatchEulerDiscreteScheduler,
-        UniPCMultistepScheduler,
-    )
+    import diffusers
 
-    if plan.solver == "unipc":
-        return UniPCMultistepScheduler(**_flow(plan))
-    if plan.solver == "euler":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=plan.flow_shift)
-    if plan.solver == "dpm++":
-        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **_flow(plan))
-    raise ValueError(f"unknown solver {plan.solver}")
-
-
-def _flow(plan: Plan) -> dict[str, Any]:
-    flow = {
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": plan.flow_shift,
-        "num_train_timesteps": 1000,
-    }
-    return flow  # noqa: RET504 (named, for the test that reads its keys)
+    if plan.solver not in SOLVERS:
+        raise ValueError(f"unknown solver {plan.solver}")
+    solver = SOLVERS[plan.solver]
+    return getattr(diffusers, solver.scheduler)(**solver.arguments(plan.flow_shift))
 
 
 def _step_evenly(scheduler: Any) -> None:

@@ -1,16 +1,16 @@
-"""Compute what depends on the prompt alone once per job, not at each denoising step.
+"""The text cache: compute what depends only on the prompt once per job, not at each step.
 
-A Wan transformer projects the text embedding, and in each block makes the keys and values of
-cross-attention from it, 512 tokens' worth, at every step and for both branches of guidance anew.
-While the block lasts the results are kept, per branch, and handed out again: the same tensors, so
-the same picture to the bit.
+A Wan transformer projects the text embedding. From it, each block makes the keys and values of
+cross-attention for 512 tokens, at every step and for both branches of guidance. Inside the block,
+the results are kept for each branch and returned again. They are the same tensors, so that the
+picture is the same to the bit.
 
-It is done where it pays (plan): of a long clip's work it is a thousandth, of an image's five in a
-hundred, and of a toy's most; what is kept takes memory.
+The plan uses it where it pays, because the kept tensors take memory. It saves a thousandth of a
+long clip's work, five percent of an image's, and most of a toy model's.
 
-Promises: when the block ends, however it does, every module has the forward that it had.
-How: the text projection comes first in a forward, and its input tells the branches apart.
-Not covered: projections that diffusers has fused, which this worker does not do.
+Promises: when the block ends, even by an error, every module has its earlier forward again.
+How: the text projection runs first in a forward, and its input tells which branch it is.
+Not covered: fused projections of diffusers, which this worker does not use.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,47 +27,47 @@ if TYPE_CHECKING:
 
 @contextmanager
 def applied(pipeline: Any, plan: Plan) -> Iterator[None]:
-    """The pipeline with its transformers remembering, for one call of it, if the plan says so."""
+    """Use the text cache for one call of the pipeline, if the plan says so."""
     with ExitStack() as stack:
         for role in ("transformer", "transformer_2") if plan.caches_text else ():
             expert = getattr(pipeline, role, None)
             if expert is not None:
-                _remember(expert, stack)
+                _cache_text(expert, stack)
         yield
 
 
-def _remember(expert: Any, stack: ExitStack) -> None:
-    """Let one transformer remember until the stack closes."""
+def _cache_text(expert: Any, stack: ExitStack) -> None:
+    """Let one transformer use the text cache until the stack closes."""
     from diffusers.models.transformers.transformer_wan import WanAttention
 
     branch: tuple[int, ...] = ()
-    inputs: list[Any] = []  # held, so that an address means one tensor
+    inputs: list[Any] = []  # kept alive, so that no other tensor gets the same address
 
-    def begin(forward: "Forward") -> "Forward":
-        made: dict[tuple[int, ...], torch.Tensor] = {}
+    def caching_branch(forward: "Forward") -> "Forward":
+        results: dict[tuple[int, ...], torch.Tensor] = {}
 
         def run(hidden_states: "torch.Tensor") -> "torch.Tensor":
             nonlocal branch
             branch = (hidden_states.data_ptr(), *hidden_states.shape)
-            if branch not in made:
+            if branch not in results:
                 inputs.append(hidden_states)
-                made[branch] = forward(hidden_states)
-            return made[branch]
+                results[branch] = forward(hidden_states)
+            return results[branch]
 
         return run
 
-    def once(forward: "Forward") -> "Forward":
-        made: dict[tuple[int, ...], torch.Tensor] = {}
+    def caching(forward: "Forward") -> "Forward":
+        results: dict[tuple[int, ...], torch.Tensor] = {}
 
         def run(hidden_states: "torch.Tensor") -> "torch.Tensor":
-            if branch not in made:
-                made[branch] = forward(hidden_states)
-            return made[branch]
+            if branch not in results:
+                results[branch] = forward(hidden_states)
+            return results[branch]
 
         return run
 
-    def first(forward: "Forward") -> "Forward":
-        """For a projection whose norm is remembered: what it would give is not looked at."""
+    def computing_once(forward: "Forward") -> "Forward":
+        """For a projection before a cached norm: the norm ignores its later outputs."""
         done: set[tuple[int, ...]] = set()
 
         def run(hidden_states: "torch.Tensor") -> "torch.Tensor":
@@ -79,22 +79,22 @@ def _remember(expert: Any, stack: ExitStack) -> None:
         return run
 
     embedder = expert.condition_embedder
-    wrap(embedder.text_embedder, begin, stack)
+    wrap(embedder.text_embedder, caching_branch, stack)
     if embedder.image_embedder is not None:
-        wrap(embedder.image_embedder, once, stack)
+        wrap(embedder.image_embedder, caching, stack)
     for module in expert.modules():
         if isinstance(module, WanAttention) and module.is_cross_attention:
-            wrap(module.to_k, first, stack)
-            wrap(module.norm_k, once, stack)
-            wrap(module.to_v, once, stack)
+            wrap(module.to_k, computing_once, stack)
+            wrap(module.norm_k, caching, stack)
+            wrap(module.to_v, caching, stack)
             if module.add_k_proj is not None:
-                wrap(module.add_k_proj, first, stack)
-                wrap(module.norm_added_k, once, stack)
-                wrap(module.add_v_proj, once, stack)
+                wrap(module.add_k_proj, computing_once, stack)
+                wrap(module.norm_added_k, caching, stack)
+                wrap(module.add_v_proj, caching, stack)
 
 
 def wrap(module: Any, around: Callable[[Any], Any], stack: ExitStack) -> None:
-    """Put a function around a module's forward, the library's hooks included, till it closes."""
+    """Wrap a module's forward, with the library's hooks inside, until the stack closes."""
     own = vars(module).get("forward")
     module.forward = around(module.forward)
 

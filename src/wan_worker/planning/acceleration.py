@@ -1,9 +1,10 @@
 """What does ``acceleration`` change in a request, and what does the plan say about it?
 
-Pure. ``turbo`` gives the request the settings that its weights were distilled for, in place of the
-preset's and the model's; what the request itself says stays. ``cached`` asks reuse which steps the
-job's schedule may spare. ``exact`` is nothing to do.
-Not covered: carrying it out (residuals, lora, solver), and which models can at all (choose).
+Pure. ``turbo`` gives the request the settings that its weights were distilled for. They replace the
+preset's and the model's settings; what the request itself sets stays. ``cached`` asks step_cache
+which steps of the job's schedule may reuse a residual. ``exact`` changes nothing.
+Not covered: carrying it out (pipelines.magcache, pipelines.lora, pipelines.schedulers), and which
+models can do it (model_choice).
 """
 
 from collections.abc import Mapping
@@ -21,16 +22,17 @@ from wan_worker.request.parse import Notice, Request
 def with_turbo_weights(
     request: Request, installed: Mapping[str, Installed], extras: Mapping[str, Installed]
 ) -> Mapping[str, Installed]:
-    """The models for ``auto`` to choose from: for turbo those that have its weights here.
+    """The models for ``auto`` to choose from: for turbo those whose turbo weights are installed.
 
-    All of them where none that serves the request has: the refusal then names what to install.
+    If no model that serves the request has them, all models stay: the refusal then names what to
+    install.
     """
     if request.acceleration != "turbo" or request.model != "auto":
         return installed
     able = {
-        name: here
-        for name, here in installed.items()
-        if why_not(request, MODELS[name]) is None and set(distilled.names_for(name)) <= set(extras)
+        name: weights
+        for name, weights in installed.items()
+        if why_not(request, MODELS[name]) is None and set(MODELS[name].turbo_names) <= set(extras)
     }
     return able or installed
 
@@ -38,12 +40,12 @@ def with_turbo_weights(
 def turbo_settings(
     request: Request, model: Model, extras: Mapping[str, Installed]
 ) -> tuple[Request, str, tuple[Notice, ...]]:
-    """The request with what turbo's weights were made for, the reason, what the user would mind.
+    """The request with the settings that turbo's weights were made for, the reason, and notices.
 
     Raises:
-        ModelUnavailable: the model's weights for it are not installed.
+        ModelUnavailable: the model's turbo weights are not installed.
     """
-    absent = [name for name in distilled.names_for(model.id) if name not in extras]
+    absent = [name for name in model.turbo_names if name not in extras]
     if absent:
         raise ModelUnavailable(install_hint(*absent), field=request.pointer("acceleration"))
     made_for: dict[str, Any] = {
@@ -69,7 +71,7 @@ def turbo_settings(
 def cached_steps(
     model: Model, solver: str, flow_shift: float, steps: int, taken: int
 ) -> tuple[tuple[tuple[bool, ...], ...], str]:
-    """For each transformer, which of its steps are spared; and the reason."""
+    """For each transformer, which of its steps reuse a residual; and the reason."""
     reused = step_cache.steps_to_reuse(model, solver, flow_shift, steps, taken)
     count = sum(map(sum, reused))
     why = (

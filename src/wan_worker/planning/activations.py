@@ -6,7 +6,6 @@ is at least what was counted, and the tests count again.
 Not covered: weights, and what no tensor shows: workspaces, fragments, the CUDA context (memory).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -28,7 +27,7 @@ UPSCALE_BYTES: Final = 4 * 1024**3
 ADAPTER_RANK: Final = 64
 """Rank that a LoRA is taken to have: its file, with the true one, is fetched after planning."""
 
-REMEMBERING_TOKENS: Final = 8192
+TEXT_CACHE_TOKENS: Final = 8192
 """Tokens of a clip up to which what depends on its prompt alone is kept from step to step."""
 
 _SMALL_TENSORS: Final = 128 * 1024**2
@@ -45,19 +44,10 @@ class Shape:
     vace_layers: int = 0
 
 
-_1_3B, _5B, _14B = Shape(1536, 8960, 30), Shape(3072, 14336, 30), Shape(5120, 13824, 40)
-SHAPES: Final[Mapping[str, Shape]] = {
-    "wan2.1-t2v-1.3b": _1_3B,
-    "wan2.1-vace-1.3b": Shape(1536, 8960, 30, vace_layers=15),
-    "wan2.2-ti2v-5b": _5B,
-    "wan2.1-t2v-14b": _14B,
-    "wan2.1-i2v-14b-480p": _14B,
-    "wan2.1-i2v-14b-720p": _14B,
-    "wan2.1-flf2v-14b-720p": _14B,
-    "wan2.2-t2v-a14b": _14B,
-    "wan2.2-i2v-a14b": _14B,
-}
-"""By model; the configurations of the models' repositories."""
+def shape_of(model: Model) -> Shape:
+    """Of its published configuration."""
+    config = model.config
+    return Shape(config.dim, config.ffn_dim, config.num_layers, len(config.vace_layers))
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ def denoise_bytes(model: Model, job: JobSize) -> int:
     tensors and five in bf16: 22 bytes) or the feed-forward's two bf16 tensors beside four of the
     block's (4 bytes per ffn channel and 8). Rotary tables are two fp32 tensors of a head's width.
     """
-    shape = SHAPES[model.id]
+    shape = shape_of(model)
     per_token = max(22 * shape.dim, 8 * shape.dim + 4 * shape.ffn) + 2 * 128 * 4
     if model.expand_timesteps:
         # Six modulations for each token, in bf16 and in fp32, and the embedding they come from.
@@ -104,9 +94,8 @@ def denoise_bytes(model: Model, job: JobSize) -> int:
         per_token += 2 * (shape.vace_layers + 1) * shape.dim
     per_token += 2 * shape.dim * job.residuals
     latents = latent_frames(job) * job.pixels // (model.grid // 2) ** 2
-    channels = 48 if model.grid == 32 else 16
     # Sample, prediction, the other branch, three of the solver's history, the condition and copies.
-    kept = 12 * 4 * channels * latents
+    kept = 12 * 4 * model.config.out_channels * latents
     if shape.vace_layers:
         # The clip that VACE's call was given, in fp32.
         kept += 12 * job.frames * job.pixels
@@ -122,12 +111,12 @@ def caches_text(model: Model, job: JobSize) -> bool:
     Making them is 4 x 512 x dim^2 operations of each block: five in a hundred at the 1,560 tokens
     of an 832x480 image on the 14B, one at this bound.
     """
-    return tokens(model, job) <= REMEMBERING_TOKENS
+    return tokens(model, job) <= TEXT_CACHE_TOKENS
 
 
 def text_cache_bytes(model: Model, job: JobSize) -> int:
     """Keys and values in bf16 for each block, branch and expert, of the text and of the picture."""
-    shape = SHAPES[model.id]
+    shape = shape_of(model)
     tokens = MAX_PROMPT_TOKENS + (2 * 257 if CLIP in model.components else 0)
     sets = (shape.layers + shape.vace_layers) * (1 + job.guided) * (1 + model.two_experts)
     return sets * 2 * tokens * shape.dim * 2
@@ -155,7 +144,7 @@ def encode_bytes(model: Model, job: JobSize, tiled: bool) -> int:
     if model.expand_timesteps:  # only the picture itself is encoded
         return 2_400 * worked_on + _SMALL_TENSORS
     # The video itself and its latents; VACE keeps it, its mask and both masked halves.
-    per_frame = 12.5 + (48 if SHAPES[model.id].vace_layers else 0)
+    per_frame = 12.5 + (48 if shape_of(model).vace_layers else 0)
     # Whole frames' with an eighth for cuDNN, as above.
     per_pixel = 14_100 if tiled else 11_000
     return int(per_pixel * worked_on + per_frame * job.frames * job.pixels) + _SMALL_TENSORS
@@ -166,7 +155,7 @@ def adapter_bytes(model: Model) -> int:
 
     rank x (inputs + outputs) of eight square layers and the feed-forward's two.
     """
-    shape = SHAPES[model.id]
+    shape = shape_of(model)
     return 2 * ADAPTER_RANK * (16 * shape.dim + 2 * (shape.dim + shape.ffn)) * shape.layers
 
 

@@ -1,8 +1,8 @@
-"""Which size, length and numbers, where the request and its preset leave them open? Pure.
+"""Which size, length and numbers apply if the request and its preset leave them open? Pure.
 
-As asked wherever something is asked; else the model's own, with a reason for each. With a picture
-and no size of its own the shape waits for the picture, and only the number of pixels is resolved.
-Not covered: the model (choose), where it runs (memory).
+What the request asks for is taken. Otherwise the model's own value is taken, with a reason for
+each. A shape that comes from a picture is not known yet: only its number of pixels is resolved.
+Not covered: the model (model_choice), where it runs (memory).
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,19 @@ from typing import Any
 
 from wan_worker.catalog.models import Model, Size
 from wan_worker.errors import InvalidRequest
+from wan_worker.planning import solvers
 from wan_worker.planning.model_choice import loses_detail
 from wan_worker.request.parse import Notice, Request
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Nothing left open but a shape that is a picture's."""
+    """All numbers of a job. Only a shape that comes from a picture is still open."""
 
     size: Size | None
-    """Width and height as delivered before upscaling; None: the picture's shape."""
+    """Width and height as delivered, before upscaling; None: the picture's shape."""
     pixel_budget: int
-    """Pixels of a frame where the shape is the picture's."""
+    """Pixels of a frame if the shape is the picture's."""
     num_frames: int
     fps: int
     num_inference_steps: int
@@ -39,13 +40,13 @@ class Resolved:
 
 
 def resolve(request: Request, model: Model, *, tiny: bool) -> Resolved:
-    """The request's numbers on a model.
+    """The request's numbers for a model.
 
     Args:
-        tiny: the model is the toy one, for which no size is too small.
+        tiny: whether the model is the toy one, for which no size is too small.
 
     Raises:
-        InvalidRequest: more frames than the model makes at a time.
+        InvalidRequest: the request asks for more frames than the model makes at a time.
     """
     reasons: list[str] = []
     notices: list[Notice] = []
@@ -68,7 +69,7 @@ def resolve(request: Request, model: Model, *, tiny: bool) -> Resolved:
             )
         size = None
     elif size is None:
-        size = _turned(model.default_size, request.orientation)
+        size = _oriented(model.default_size, request.orientation)
         reasons.append(f"size: {size[0]}x{size[1]}, native to {model.id}")
     area = budget if size is None else size[0] * size[1]
     if not tiny and loses_detail(model, area):
@@ -78,7 +79,7 @@ def resolve(request: Request, model: Model, *, tiny: bool) -> Resolved:
             )
         )
 
-    fps = model.fps if request.mode == "image" else _or(request.fps, model.fps, "fps", reasons)
+    fps = model.fps if request.mode == "image" else _pick(request.fps, model.fps, "fps", reasons)
     num_frames = _num_frames(request, model, fps, reasons)
     if num_frames > model.native_frames + model.temporal_stride:
         notices.append(
@@ -88,15 +89,15 @@ def resolve(request: Request, model: Model, *, tiny: bool) -> Resolved:
                 "longer clips may repeat or lose their subject.",
             )
         )
-    steps = _or(request.num_inference_steps, model.steps, "num_inference_steps", reasons)
-    guidance = _or(request.guidance_scale, model.guidance_scale, "guidance_scale", reasons)
+    steps = _pick(request.num_inference_steps, model.steps, "num_inference_steps", reasons)
+    guidance = _pick(request.guidance_scale, model.guidance_scale, "guidance_scale", reasons)
     guidance_2 = _guidance_2(request, model, reasons, notices)
-    solver = _or(request.solver, "unipc", "solver", reasons)
+    solver = _pick(request.solver, solvers.DEFAULT, "solver", reasons)
     flow_shift = request.flow_shift
     if flow_shift is None and model.flow_shift is not None:
-        flow_shift = _or(None, model.flow_shift, "flow_shift", reasons)
+        flow_shift = _pick(None, model.flow_shift, "flow_shift", reasons)
     elif flow_shift is None:
-        # The two values that Wan's own scheduler configuration ships for 480p and 720p.
+        # Wan's own scheduler configuration has these two values, for 480p and 720p.
         flow_shift = 3.0 if area <= 854 * 480 else 5.0
         reasons.append(f"flow_shift: {flow_shift}, Wan's own for {area} pixels a frame")
     return Resolved(
@@ -121,7 +122,7 @@ def _num_frames(request: Request, model: Model, fps: int, reasons: list[str]) ->
         frames, field = max(1, round(request.duration * fps)), "duration"
         reasons.append(f"num_frames: {frames}, {request.duration:g} s at {fps} fps")
     else:
-        frames = _or(request.num_frames, model.native_frames, "num_frames", reasons)
+        frames = _pick(request.num_frames, model.native_frames, "num_frames", reasons)
         field = "num_frames"
     if frames > model.max_frames:
         raise InvalidRequest(
@@ -144,19 +145,19 @@ def _guidance_2(
             )
         return float(request.guidance_scale_2)
     if request.guidance_scale is None:
-        return float(_or(None, model.guidance_scale_2, "guidance_scale_2", reasons))
+        return float(_pick(None, model.guidance_scale_2, "guidance_scale_2", reasons))
     reasons.append("guidance_scale_2: as guidance_scale, for the low-noise expert too")
     return float(request.guidance_scale)
 
 
-def _or(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
+def _pick(asked: Any, native: Any, name: str, reasons: list[str]) -> Any:
     if asked is not None:
         return asked
     reasons.append(f"{name}: {native}, the model's default")
     return native
 
 
-def _turned(size: Size, orientation: str | None) -> Size:
+def _oriented(size: Size, orientation: str | None) -> Size:
     return (size[1], size[0]) if orientation == "portrait" else size
 
 

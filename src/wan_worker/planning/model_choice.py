@@ -1,19 +1,17 @@
 """Which model takes the request?
 
-1. The one that was named, or a refusal that says what it can't do and which models can. A named
-   model is never swapped.
-2. Else DEFAULT_MODEL, where it is installed and serves the request.
-3. Else the best installed one that serves it: the catalog's order, best last, but one that loses
-   detail at the wanted size gives way to one that does not.
+1. The model that the request names. If it can't serve the request, the refusal says what it can't
+   do and which models can. A named model is never swapped.
+2. Otherwise DEFAULT_MODEL, if it is installed and serves the request.
+3. Otherwise the best installed model that serves it. The catalog lists the best one last. But a
+   model that loses detail at the wanted size gives way to one that does not.
 
-Pure; the catalog says by data which pictures a model takes.
-Not covered: whether it fits this machine (plan).
+Pure; the catalog's data says which pictures a model takes.
+Not covered: whether the model fits this machine (plan).
 """
 
 from collections.abc import Callable, Mapping
 
-from wan_worker.catalog.distilled import TURBO
-from wan_worker.catalog.magcache_ratios import CURVES
 from wan_worker.catalog.models import MODELS, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.request.parse import Acceleration, Request
@@ -24,12 +22,12 @@ Refusal = InvalidRequest | Unsupported
 def choose(
     request: Request, installed: Mapping[str, Installed], default_model: str | None
 ) -> tuple[Model, str]:
-    """The model, and the reason for it.
+    """The model, and the reason for the choice.
 
     Raises:
         InvalidRequest: the request and the model that it names contradict each other.
         Unsupported: no model makes that size.
-        ModelUnavailable: a model that could is known but not installed.
+        ModelUnavailable: a known model could serve the request, but is not installed.
     """
     if request.model != "auto":
         model = MODELS[request.model]
@@ -40,26 +38,26 @@ def choose(
             raise ModelUnavailable(install_hint(model.id), field=request.pointer("model"))
         return model, f"model: {model.id}, as named"
     able = [m for m in MODELS.values() if why_not(request, m) is None]
-    here = [m for m in able if m.id in installed]
-    if not here:
-        raise _nothing_here(request, installed, able)
-    for model in here:
+    candidates = [m for m in able if m.id in installed]
+    if not candidates:
+        raise _none_installed(request, installed, able)
+    for model in candidates:
         if model.id == default_model:
-            return model, f"model: {model.id}, DEFAULT_MODEL, which {_kind(request)}"
-    return _best(request, here)
+            return model, f"model: {model.id}, DEFAULT_MODEL, which {_task(request)}"
+    return _best(request, candidates)
 
 
 def why_not(request: Request, model: Model) -> Refusal | None:
     """Why this model can't serve the request, or None."""
-    problem = _wrong_start(request, model)
+    problem = _wrong_pictures(request, model)
     if problem is not None:
         field, rule = problem
-        able = _others(lambda m: _wrong_start(request, m) is None)
+        able = _alternatives(lambda m: _wrong_pictures(request, m) is None)
         return InvalidRequest(rule + able, field=field)
     if request.guidance_scale_2 is not None and not model.two_experts:
         return InvalidRequest(
             f"{model.id} has no second expert; give guidance_scale alone"
-            + _others(lambda m: m.two_experts and _wrong_start(request, m) is None),
+            + _alternatives(lambda m: m.two_experts and _wrong_pictures(request, m) is None),
             field=request.pointer("guidance_scale_2"),
         )
     staged = [lora for lora in request.loras if lora.stage != "both"]
@@ -75,40 +73,44 @@ def why_not(request: Request, model: Model) -> Refusal | None:
         mode = request.acceleration
         return InvalidRequest(
             lacks[mode]
-            + _others(lambda m: accelerates(m, mode) and _wrong_start(request, m) is None),
+            + _alternatives(lambda m: accelerates(m, mode) and _wrong_pictures(request, m) is None),
             field=request.pointer("acceleration"),
         )
-    size = _bound(request)
+    size = _required_size(request)
     if size is not None and _area(size) > model.max_pixels:
         return Unsupported(
             f"{model.id} is stable up to {model.max_pixels} pixels a frame, and "
             f"{size[0]}x{size[1]} has {_area(size)}"
-            + _others(lambda m: _area(size) <= m.max_pixels and _wrong_start(request, m) is None),
+            + _alternatives(
+                lambda m: _area(size) <= m.max_pixels and _wrong_pictures(request, m) is None
+            ),
             field=request.pointer("size"),
         )
     return None
 
 
 def accelerates(model: Model, mode: Acceleration) -> bool:
-    """Has somebody published what this acceleration needs to know of the model?"""
-    return mode == "exact" or model.id in {"cached": CURVES, "turbo": TURBO}[mode]
+    """Has somebody published the data that this acceleration needs for the model?"""
+    if mode == "cached":
+        return model.magcache is not None
+    return mode == "exact" or bool(model.turbo)
 
 
 def loses_detail(model: Model, area: int) -> bool:
-    """Is a frame of that many pixels well under what the model is made for?"""
+    """Is a frame of so many pixels well below the sizes that the model is made for?"""
     return area < model.min_pixels * 0.9
 
 
 def install_hint(*names: str) -> str:
-    """What to do about a model or extras that are not there."""
+    """How to install a model or extras that are not there."""
     return (
         f"{', '.join(names)} is not installed in this worker; install it with: "
         f"python download_weights.py --models {' '.join(names)}"
     )
 
 
-def _wrong_start(request: Request, model: Model) -> tuple[str, str] | None:
-    """Field and rule, where the model does not start from what is given."""
+def _wrong_pictures(request: Request, model: Model) -> tuple[str, str] | None:
+    """The field and the rule, if the model can't start from the given pictures."""
     first, last = request.image is not None, request.last_image is not None
     if request.mode == "image":
         if model.text_pipeline is None:
@@ -125,24 +127,24 @@ def _wrong_start(request: Request, model: Model) -> tuple[str, str] | None:
     return None
 
 
-def _best(request: Request, here: list[Model]) -> tuple[Model, str]:
-    best = here[-1]
-    sharp = here
+def _best(request: Request, candidates: list[Model]) -> tuple[Model, str]:
+    best = candidates[-1]
+    detailed = candidates
     if request.size is not None:
-        # Where all lose some, those that are made for the least.
-        area = max(_area(request.size), min(model.min_pixels for model in here))
-        sharp = [model for model in here if not loses_detail(model, area)]
-    why = f"the best installed one that {_kind(request)}"
-    if sharp[-1] is not best and request.size is not None:
+        # If all lose detail: the models that are made for the smallest size.
+        area = max(_area(request.size), min(model.min_pixels for model in candidates))
+        detailed = [model for model in candidates if not loses_detail(model, area)]
+    why = f"the best installed one that {_task(request)}"
+    if detailed[-1] is not best and request.size is not None:
         why += f"; {best.id} loses detail at {request.size[0]}x{request.size[1]}"
-    return sharp[-1], f"model: {sharp[-1].id}, {why}"
+    return detailed[-1], f"model: {detailed[-1].id}, {why}"
 
 
-def _nothing_here(
+def _none_installed(
     request: Request, installed: Mapping[str, Installed], able: list[Model]
 ) -> Refusal | ModelUnavailable:
-    """A size that the installed models don't make is the answer, before one that is not here."""
-    starting = [m for m in MODELS.values() if _wrong_start(request, m) is None]
+    """Why no installed model serves the request: its size, or else which model to install."""
+    starting = [m for m in MODELS.values() if _wrong_pictures(request, m) is None]
     near = [m for m in starting if m.id in installed] or ([] if able else starting)
     refusal = why_not(request, near[-1]) if near else None
     if refusal is not None:
@@ -150,13 +152,13 @@ def _nothing_here(
     if not able:
         return Unsupported("No model serves this request", field="/input")
     return ModelUnavailable(
-        f"No installed model {_kind(request)}. {', '.join(m.id for m in able)} could; install one "
+        f"No installed model {_task(request)}. {', '.join(m.id for m in able)} could; install one "
         f"with: python download_weights.py --models {able[0].id}",
         field=request.pointer("model"),
     )
 
 
-def _kind(request: Request) -> str:
+def _task(request: Request) -> str:
     if request.mode == "image":
         return "redraws an image" if request.image is not None else "makes pictures from text"
     match request.image is not None, request.last_image is not None:
@@ -169,12 +171,12 @@ def _kind(request: Request) -> str:
     return "makes pictures from text"
 
 
-def _bound(request: Request) -> Size | None:
-    """The size that must be made; a preset's gives way to the model's where a picture sets it."""
+def _required_size(request: Request) -> Size | None:
+    """The size that must be made. With a picture, a preset's size gives way to the model's."""
     return request.size if request.size_is_explicit or not request.references else None
 
 
-def _others(able: Callable[[Model], bool]) -> str:
+def _alternatives(able: Callable[[Model], bool]) -> str:
     names = [model.id for model in MODELS.values() if able(model)]
     return f"; models that can: {', '.join(names)}" if names else ""
 

@@ -1,8 +1,9 @@
-"""Memory ran out although the plan had counted on it: what is tried instead, once? Pure.
+"""Memory ran out although the plan was to fit: what is tried instead, once? Pure.
 
-The estimates can be wrong: other processes take memory, allocators leave gaps. The second try goes
-down the ladder of layouts (memory) to the first that takes less, one output at a time.
-Not covered: noticing it and trying again (clips).
+The estimates can be wrong: other processes take memory, and allocators leave gaps. The second try
+goes down the ladder of layouts (memory) to the first one that takes less, and makes one output at a
+time.
+Not covered: noticing the fault and trying again (clips).
 """
 
 from dataclasses import replace
@@ -16,20 +17,20 @@ from wan_worker.settings import Placement
 
 
 def lower_layout(
-    plan: Plan, here: Installed, hardware: Hardware, placement: Placement | None, stage: str
+    plan: Plan, installed: Installed, hardware: Hardware, placement: Placement | None, stage: str
 ) -> Plan:
-    """The plan in less memory, with a reason; the same layout where none takes less.
+    """The plan with a layout that takes less, and a reason; the same layout if none takes less.
 
     Args:
-        placement: the operator's, which is kept to.
-        stage: of the job (progress), in which memory ran out.
+        placement: the operator's setting, which is kept.
+        stage: the job's stage (timing.progress) in which memory ran out.
     """
-    layout = _below(plan, here, hardware, placement, stage)
+    layout = _next_layout(plan, installed, hardware, placement, stage)
     if layout is None:
-        layout, said = plan.layout, "with everything else out of the way"
+        layout, description = plan.layout, "with everything else out of the way"
     else:
-        said = f"weights {layout.placement}, decoding {_DECODING[layout.decode]}"
-    reason = f"memory: it ran out in {stage}; tried again one output at a time, {said}"
+        description = f"weights {layout.placement}, decoding {_DECODING[layout.decode]}"
+    reason = f"memory: it ran out in {stage}; tried again one output at a time, {description}"
     return replace(
         plan,
         layout=layout,
@@ -38,48 +39,50 @@ def lower_layout(
         # Another model's segments keep the layout that was found for that model.
         segments=tuple(
             replace(
-                s,
+                segment,
                 layout=layout,
-                speedups=replace(s.speedups, batched_guidance=False, compiled=False),
+                speedups=replace(segment.speedups, batched_guidance=False, compiled=False),
             )
-            if s.model == plan.model
-            else s
-            for s in plan.segments
+            if segment.model == plan.model
+            else segment
+            for segment in plan.segments
         ),
         reasons=(*plan.reasons, reason),
         notices=(*plan.notices, *(n for n in memory.notices(layout) if n not in plan.notices)),
     )
 
 
-def advice(plan: Plan, here: Installed) -> str:
-    """Which smaller job takes a quarter less, to end an error's message with."""
-    asked = job_size(plan)
-    peak = memory.estimate(plan.model, here.component_bytes, asked, plan.layout).peak_bytes
-    for smaller, said in memory.smaller_jobs(asked):
-        less = memory.estimate(plan.model, here.component_bytes, smaller, plan.layout).peak_bytes
+def advice(plan: Plan, installed: Installed) -> str:
+    """The end of an error's message: which smaller job takes a quarter less."""
+    job = job_size(plan)
+    peak = memory.estimate(plan.model, installed.component_bytes, job, plan.layout).peak_bytes
+    for smaller, description in memory.smaller_jobs(job):
+        less = memory.estimate(
+            plan.model, installed.component_bytes, smaller, plan.layout
+        ).peak_bytes
         if less <= 0.75 * peak:
-            return f"{said} would take {gb(peak - less)} less"
+            return f"{description} would take {gb(peak - less)} less"
     return "a larger GPU is needed"
 
 
-def _below(
-    plan: Plan, here: Installed, hardware: Hardware, placement: Placement | None, stage: str
+def _next_layout(
+    plan: Plan, installed: Installed, hardware: Hardware, placement: Placement | None, stage: str
 ) -> Layout | None:
-    """The first layout, best first, that is estimated to take less in the stage that failed."""
-    if hardware.device == "cpu":  # weights have nowhere to go
+    """The best layout that is estimated to take less in the stage that failed."""
+    if hardware.device == "cpu":  # weights can go nowhere else
         placement = "resident"
     job, kind = job_size(plan), plan.layout.weight_type
 
     def estimated(layout: Layout) -> Layout:
-        return memory.estimate(plan.model, here.component_bytes, job, layout)
+        return memory.estimate(plan.model, installed.component_bytes, job, layout)
 
     def needed(layout: Layout) -> int:
-        where = _STAGES.get(stage, memory.STAGES)
-        return max(size for name, size in layout.stages if name in where)
+        stages = _STAGES.get(stage, memory.STAGES)
+        return max(size for name, size in layout.stages if name in stages)
 
-    now = needed(estimated(plan.layout))
+    failed = needed(estimated(plan.layout))
     ladder = map(estimated, memory.ladder(plan.model, job, placement, kind))
-    return next((layout for layout in ladder if needed(layout) < now), None)
+    return next((layout for layout in ladder if needed(layout) < failed), None)
 
 
 _DECODING = {"fp32": "in fp32", "bf16": "in bf16", "tiled": "in tiles"}
@@ -88,4 +91,4 @@ _STAGES = {
     "denoise": ("picture", "denoise"),
     "decode_encode": ("decode",),
 }
-"""What a stage of the job takes memory for; any other for all of it."""
+"""A stage of the job, and its stages in memory.STAGES; any other stage counts as all of them."""

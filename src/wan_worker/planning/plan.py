@@ -1,19 +1,20 @@
 """Pure: Request + Hardware + installed models -> Plan, with a reason for every choice.
 
 Rules, in order:
-1. The model (choose).
-2. Numbers that the request and its preset leave open: the model's native ones (settle).
-3. The size: as asked, generated on the next larger grid and cropped. With a picture and no size of
-   its own, the picture's shape at the pixel budget (known once it is there: ``fit_to_image``).
-4. The length: as asked, generated at the next 4k+1 and trimmed.
-5. ``upscale`` enlarges what was cropped; a video's frame then keeps to a codec level.
-6. ``acceleration``: which steps of the schedule are not computed (reuse).
-7. The layout of the weights: the best that fits the GPU (memory).
-8. Several outputs: denoised together while that is less than one long clip, else in turn.
-9. How the same function is computed faster (exact).
+1. The model (model_choice).
+2. Numbers that the request and its preset leave open: the model's native ones (defaults).
+3. The size: as asked. It is generated on the next larger grid and cropped. With a picture and no
+   size in the request: the picture's shape at the pixel budget. It is known once the picture is
+   there (``fit_to_image``).
+4. The length: as asked. It is generated at the next 4k+1 and trimmed.
+5. ``upscale`` enlarges the cropped frames; a video's frame must then keep to a codec level.
+6. ``acceleration``: which steps of the schedule are not computed (acceleration, step_cache).
+7. The layout of the weights: the best one that fits the GPU (memory).
+8. Several outputs are denoised in one call, up to the work of one long clip; else in turn.
+9. How the same function is computed faster (speedups).
 
 A refusal here costs nothing: nothing has been downloaded and torch is not imported.
-Not covered: how long a job will take.
+Not covered: how long a job will take (timing), videos longer than one clip (segments).
 """
 
 import math
@@ -22,13 +23,11 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from wan_worker.catalog import distilled
 from wan_worker.catalog.components import UPSCALER
 from wan_worker.catalog.models import MAX_WORK, NEGATIVE_PROMPT, Installed, Model, Size
 from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.machine.hardware import Hardware
-from wan_worker.planning import acceleration as accelerate
-from wan_worker.planning import activations, memory, speedups
+from wan_worker.planning import acceleration, activations, memory, speedups
 from wan_worker.planning.activations import JobSize
 from wan_worker.planning.defaults import resolve
 from wan_worker.planning.memory import Layout
@@ -69,6 +68,7 @@ class Plan:
     upscale: int
     """How many times as wide and high the delivered frames are: 1, 2 or 4."""
     pixel_budget: int
+    """Pixels of a frame, where a picture sets the shape."""
     num_frames: int
     fps: int
     num_inference_steps: int
@@ -84,17 +84,18 @@ class Plan:
     reasons: tuple[str, ...]
     notices: tuple[Notice, ...]
     enhancer: Literal["keep", "release"] | None = None
-    """A language model rewrites the prompt, and this becomes of it then; None: no rewriting."""
+    """A language model rewrites the prompt; afterwards it stays in memory or is released. None: no
+    rewriting."""
     loras: tuple[PlannedLora, ...] = ()
     acceleration: Acceleration = "exact"
     speedups: Speedups = STOCK
-    """What is computed otherwise than stock, to the same end."""
+    """Faster ways to compute the same function."""
     reused: tuple[tuple[bool, ...], ...] = ()
     """For each transformer, whether each of its steps takes over the residual of the step before;
     empty where all are computed."""
     segments: tuple["Plan", ...] = ()
-    """Of a long video, a plan for each (chain): all but the first start from the frame before, and
-    their size is this plan's generated one. Empty: one clip."""
+    """The plans of a long video's segments. All but the first start from the last frame before, and
+    their size is this plan's generated size. Empty: one clip."""
 
     @property
     def placement(self) -> Placement:
@@ -134,7 +135,7 @@ class Plan:
 
     @property
     def steps_taken(self) -> int:
-        """Denoising steps: image-to-image begins where its strength says."""
+        """Denoising steps. Image-to-image skips the first ones, as its strength says."""
         if self.strength is None:
             return self.num_inference_steps
         return max(1, round(self.num_inference_steps * self.strength))
@@ -146,12 +147,13 @@ class Plan:
 
     @property
     def turbo(self) -> tuple[str, ...]:
-        """Components that are put on the transformers so that few steps are enough."""
-        return distilled.names_for(self.model.id) if self.acceleration == "turbo" else ()
+        """Distilled weights that go onto the transformers, by component name; few steps are enough
+        with them."""
+        return self.model.turbo_names if self.acceleration == "turbo" else ()
 
     @property
     def reused_steps(self) -> int:
-        """How many of them are not computed."""
+        """How many steps are not computed."""
         return sum(map(sum, self.reused))
 
     def public(self) -> dict[str, Any]:
@@ -212,12 +214,12 @@ def make(
         ModelUnavailable: a model that could is known but not installed.
     """
     model, why = choose(
-        request, accelerate.with_turbo_weights(request, installed, extras), default_model
+        request, acceleration.with_turbo_weights(request, installed, extras), default_model
     )
     reasons = [why]
     notices = list(request.notices)
     if request.acceleration == "turbo":
-        request, why, minded = accelerate.turbo_settings(request, model, extras)
+        request, why, minded = acceleration.turbo_settings(request, model, extras)
         reasons.append(why)
         notices += minded
     here = installed[model.id]
@@ -231,7 +233,7 @@ def make(
         raise ModelUnavailable(install_hint(UPSCALER.name), field=request.pointer("upscale"))
     beside = [UPSCALER.name] if request.upscale > 1 else []
     if request.acceleration == "turbo":
-        beside += distilled.names_for(model.id)
+        beside += model.turbo_names
     reasons += formats.reasons(request.output_format, resolved.fps, request.upscale)
     if request.mode == "video" and resolved.fps != model.fps:
         speed = "slower" if resolved.fps < model.fps else "faster"
@@ -270,7 +272,7 @@ def make(
         acceleration=request.acceleration,
     )
     if request.acceleration == "cached":
-        reused, why = accelerate.cached_steps(
+        reused, why = acceleration.cached_steps(
             model, plan.solver, plan.flow_shift, plan.num_inference_steps, plan.steps_taken
         )
         plan = replace(plan, reused=reused, reasons=(*plan.reasons, why))
@@ -329,7 +331,7 @@ def batch_size(plan: Plan, area: int, here: Installed, hardware: Hardware) -> tu
 
 
 def job_size(plan: Plan, area: int | None = None, batch: int = 1) -> JobSize:
-    """What memory is asked about.
+    """The size of the plan's job, as memory estimates need it.
 
     Args:
         area: pixels of a frame, at most, where the size waits for the picture.
@@ -351,12 +353,12 @@ def job_size(plan: Plan, area: int | None = None, batch: int = 1) -> JobSize:
 
 
 def tokens(plan: Plan) -> int:
-    """Of one output, as the transformer sees it."""
+    """Tokens of one output, as the transformer sees it."""
     return activations.tokens(plan.model, job_size(plan))
 
 
 def fit_to_image(plan: Plan, image_size: Size, *other_sizes: Size) -> Plan:
-    """Settle the size of a plan that takes its shape from its pictures: from the first one.
+    """Set the size of a plan whose shape comes from its pictures, by the first of them.
 
     Each side is floored to the grid, as Wan's own image-to-video code does.
     """
@@ -385,7 +387,7 @@ def _explain_grid(plan: Plan) -> Plan:
 
 
 def _shape_differs(size: Size, other: Size) -> bool:
-    """By more than a pixel in a hundred."""
+    """Do two shapes differ by more than one pixel in a hundred?"""
     return abs(size[0] * other[1] / (size[1] * other[0]) - 1) > 0.01
 
 

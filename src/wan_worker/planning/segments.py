@@ -1,12 +1,12 @@
-"""Longer than its model was trained for? Then in segments, each from the last frame before it.
+"""Is a video longer than its model was trained for? Then it is made in segments.
 
-A Wan model makes the length that it was trained on well; beyond that it repeats itself, and its
-cost grows with the square of the length. So a longer video is planned as a chain: segment 1 as
-asked, each further one by a model that starts from a picture, given the last frame so far. That
-frame is in both, and is delivered once. Segment k of an output has its seed + k - 1.
+A Wan model makes the length that it was trained on well. Beyond that it repeats itself, and its
+cost grows with the square of the length. So a longer video is planned as a chain. Segment 1 is made
+as asked. A model that starts from a picture makes each further segment from the last frame so far.
+That frame is in both segments and is delivered once. Segment k of an output has its seed + k - 1.
 
-``make`` is what a job is planned by: it answers with a plan of one clip wherever that will do.
-Not covered: making the frames (film).
+``make`` plans every job: it answers with a plan of one clip wherever one clip is enough.
+Not covered: making the frames (pipelines.long_video).
 """
 
 import math
@@ -19,7 +19,7 @@ from wan_worker.catalog.models import MODELS, Installed, Model
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import plan
-from wan_worker.planning.activations import SHAPES
+from wan_worker.planning.activations import shape_of
 from wan_worker.planning.memory import gb, loaded_bytes, stay_together
 from wan_worker.planning.model_choice import accelerates
 from wan_worker.planning.plan import Plan
@@ -29,10 +29,10 @@ from wan_worker.request.parse import Notice, Request
 from wan_worker.settings import Placement, WeightType
 
 MAX_SEGMENTS: Final = 8
-"""Each copies its start from pixels that a model drew, so that faults add up; 40 s at 16 fps."""
+"""Each segment starts from pixels that a model drew, so faults add up; 40 s at 16 fps."""
 
 LAST_FRAME: Final = "the last frame of the segment before"
-"""Stands for the picture in the request that a further segment is planned from."""
+"""Stands for the picture in the request of a further segment."""
 
 
 def make(
@@ -45,34 +45,34 @@ def make(
     weight_type: WeightType | None = None,
     compiling: CompilePolicy = AUTO,
 ) -> Plan:
-    """The plan of a job: of one clip, or of a chain of them. As ``plan.make``, which see.
+    """The plan of a job: one clip, or a chain of clips. The arguments are as in ``plan.make``.
 
     Raises:
-        InvalidRequest: longer than a chain may be.
-        ModelUnavailable: longer than one clip may be, and nothing installed can go on from it.
+        InvalidRequest: the video is longer than a chain may be.
+        ModelUnavailable: it is longer than one clip may be, and no installed model can go on.
     """
 
-    def clip(asked: Request) -> Plan:
+    def plan_clip(asked: Request) -> Plan:
         return plan.make(
             asked, hardware, installed, default_model, extras, placement, weight_type, compiling
         )
 
     if request.mode == "image" or (request.num_frames is None and request.duration is None):
-        return clip(request)
-    start = clip(replace(request, num_frames=1, duration=None, notices=()))
+        return plan_clip(request)
+    start = plan_clip(replace(request, num_frames=1, duration=None, notices=()))
     model, frames = start.model, request.num_frames
     if request.duration is not None:
         frames = max(1, round(request.duration * start.fps))
     if frames is None or frames <= model.native_frames + model.temporal_stride:
-        return clip(request)
+        return plan_clip(request)
     for following in _candidates(model, request):
         lengths = split(frames, min(model.native_frames, following.native_frames), model)
         first, *others = _requests(request, start, following, lengths, frames)
-        head = clip(first)  # what is wrong with this one is wrong with the request
+        first_plan = plan_clip(first)  # an error here is an error of the request
         try:
-            segments = (head, *map(clip, others))
+            segments = (first_plan, *map(plan_clip, others))
         except WorkerError:
-            continue  # not installed, too small a range, or not on this machine
+            continue  # it is not installed, its range is too small, or it does not fit
         if len(segments) > MAX_SEGMENTS:
             longest = MAX_SEGMENTS * (model.native_frames - 1) + 1
             raise InvalidRequest(
@@ -81,24 +81,26 @@ def make(
                 field=_pointer(request),
             )
         return _joined(frames, start, segments, hardware, installed)
-    return _one_pass(request, start, frames, clip(request) if frames <= model.max_frames else None)
+    return _one_pass(
+        request, start, frames, plan_clip(request) if frames <= model.max_frames else None
+    )
 
 
 def split(frames: int, longest: int, model: Model) -> tuple[int, ...]:
-    """Frames that each segment generates, the one that it shares with the one before included.
+    """Frames that each segment generates; they include the frame shared with the one before.
 
     All are 4k+1, none is over ``longest``, and they differ by one latent frame at most: a short
     last segment would hardly move.
     """
     stride = model.temporal_stride
-    steps = math.ceil((frames - 1) / stride)
-    count = math.ceil(steps / ((longest - 1) // stride))
-    each, more = divmod(steps, count)
-    return tuple((each + (index < more)) * stride + 1 for index in range(count))
+    latent_frames = math.ceil((frames - 1) / stride)
+    count = math.ceil(latent_frames / ((longest - 1) // stride))
+    base, extra = divmod(latent_frames, count)
+    return tuple((base + (index < extra)) * stride + 1 for index in range(count))
 
 
 def _candidates(model: Model, request: Request) -> Iterator[Model]:
-    """Models that can go on from a frame of this one, best first; LoRAs must fit both."""
+    """Models that can go on from a frame of this one, best first. LoRAs must fit both."""
     if _starts_from_a_picture(model):
         yield model
     if model.image != "none":
@@ -106,10 +108,14 @@ def _candidates(model: Model, request: Request) -> Iterator[Model]:
     for other in reversed(tuple(MODELS.values())):
         if not accelerates(other, request.acceleration):
             continue
-        if request.loras and SHAPES[other.id].dim != SHAPES[model.id].dim:
+        if request.loras and shape_of(other).dim != shape_of(model).dim:
             continue
-        same = (other.grid, other.temporal_stride, other.fps)
-        if _starts_from_a_picture(other) and same == (model.grid, model.temporal_stride, model.fps):
+        geometry = (other.grid, other.temporal_stride, other.fps)
+        if _starts_from_a_picture(other) and geometry == (
+            model.grid,
+            model.temporal_stride,
+            model.fps,
+        ):
             yield other
 
 
@@ -120,7 +126,7 @@ def _starts_from_a_picture(model: Model) -> bool:
 def _requests(
     request: Request, start: Plan, following: Model, lengths: tuple[int, ...], frames: int
 ) -> Iterator[Request]:
-    """What each segment would be asked for as, were it a job of its own."""
+    """The request for each segment, as if it were a job of its own."""
     surplus = 1 + sum(length - 1 for length in lengths) - frames
     for index, length in enumerate(lengths):
         last = index == len(lengths) - 1
@@ -150,13 +156,13 @@ def _joined(
     hardware: Hardware,
     installed: Mapping[str, Installed],
 ) -> Plan:
-    first, then = segments[0], segments[1]
-    count, model, following = len(segments), first.model, then.model
-    shares = [first.num_frames, *(segment.num_frames - 1 for segment in segments[1:])]
+    first, second = segments[0], segments[1]
+    count, model, following = len(segments), first.model, second.model
+    lengths = [first.num_frames, *(segment.num_frames - 1 for segment in segments[1:])]
     reasons = [reason for reason in start.reasons if reason.startswith("model")]
     reasons += [r for r in first.reasons if not r.startswith(("batch_size", "model"))]
     reasons.append(
-        f"segments: {' + '.join(map(str, shares))} frames, each from the last one before"
+        f"segments: {' + '.join(map(str, lengths))} frames, each from the last one before"
     )
     if len(first.outputs) > 1:
         reasons.append("batch_size: 1, the segments of a long video follow each other")
@@ -165,13 +171,13 @@ def _joined(
             f"model: {following.id} for segments 2 to {count}, the best installed one that goes on "
             f"from a frame of {model.id}"
         )
-        ours = ("model", "size", "num_frames", "generated", "batch_size")
+        not_repeated = ("model", "size", "num_frames", "generated", "batch_size")
         reasons += [
             f"segments 2 to {count}: {reason}"
-            for reason in then.reasons
-            if reason not in first.reasons and not reason.startswith(ours)
+            for reason in second.reasons
+            if reason not in first.reasons and not reason.startswith(not_repeated)
         ]
-        reasons.append(_fits_both(first, then, hardware, installed))
+        reasons.append(_memory_reason(first, second, hardware, installed))
     notice = Notice(
         "CHAINED",
         f"{model.id} was trained on {model.native_frames} frames: the video is made in {count} "
@@ -188,20 +194,20 @@ def _joined(
     )
 
 
-def _fits_both(
-    first: Plan, then: Plan, hardware: Hardware, installed: Mapping[str, Installed]
+def _memory_reason(
+    first: Plan, second: Plan, hardware: Hardware, installed: Mapping[str, Installed]
 ) -> str:
-    ours, theirs = (
-        loaded_bytes(installed[segment.model.id], hardware) for segment in (first, then)
+    first_bytes, second_bytes = (
+        loaded_bytes(installed[segment.model.id], hardware) for segment in (first, second)
     )
-    both = gb(sum({**ours, **theirs}.values()))
-    if stay_together(hardware, first.layout, then.layout, ours, theirs):
+    both = gb(sum({**first_bytes, **second_bytes}.values()))
+    if stay_together(hardware, first.layout, second.layout, first_bytes, second_bytes):
         return f"memory: both models stay loaded, {both}"
     return f"memory: the models take turns, {both} together do not fit"
 
 
 def _one_pass(request: Request, start: Plan, frames: int, single: Plan | None) -> Plan:
-    """What remains where no installed model can go on: one clip, with a warning, or a refusal."""
+    """The plan if no installed model can go on: one clip, with a warning, or a refusal."""
     area = 0 if start.size is None else start.size[0] * start.size[1]
     fitting = [
         m for m in _candidates(start.model, request) if m.max_pixels >= area and m != start.model

@@ -1,11 +1,11 @@
-"""How is the same function computed faster than stock does? Pure; with a reason for each choice.
+"""How is the same function computed faster than stock does it? Pure; with a reason for each choice.
 
-The attention kernel (kernels), both branches of guidance in one forward, what depends on the prompt
-alone computed once, and the transformers' blocks compiled. Each is decided from the job's size and
-the machine, and what was once measured on it (tuning); never from what ran before: the same seed
-gives the same bytes.
-Not covered: carrying it out (attention, guidance, remember, compiling), and what is not the same
-function (accelerate).
+There are four ways: the attention kernel (machine.attention_kernels), both branches of guidance in
+one forward, the text cache, and compiled blocks of the transformers. Each is decided from the job's
+size, the machine, and what was measured on it before (machine.tuning). It never depends on what ran
+before: the same seed gives the same bytes.
+Not covered: carrying it out (pipelines.attention, pipelines.batched_guidance, pipelines.text_cache,
+pipelines.compiling), and what computes another function (acceleration).
 """
 
 from dataclasses import dataclass, replace
@@ -20,30 +20,30 @@ from wan_worker.planning.memory import Layout
 from wan_worker.settings import Compile
 
 BATCHED_GUIDANCE_TOKENS: Final = 4096
-"""Tokens in one denoising call up to which both branches of guidance are one forward.
+"""If a denoising call has at most so many tokens, both branches of guidance are one forward.
 
-A forward of the 1.3B launches some 1,800 kernels, which takes the host longer than the 1,560
-tokens of an 832x480 image take an H100. This bound takes in an image of 1280x720."""
+A forward of the 1.3B launches some 1,800 kernels. The host takes longer to launch them than an H100
+takes for the 1,560 tokens of an 832x480 image. This bound includes an image of 1280x720."""
 
 COMPILE_SECONDS: Final = 400.0
-"""Denoising in one job from which on compiling is expected to pay for itself within the job.
+"""From so many seconds of denoising on, compiling is expected to pay within the job.
 
-By arithmetic: what a block reads and writes between its matrix products, some 250 bytes for each
-token and channel (benchmarks/levers.py), is an eighth to a sixth of its time; fused, most of that
-goes. CompilePolicy one kind of block takes some 40 s."""
+By arithmetic: between its matrix products a block reads and writes some 250 bytes for each token
+and channel (benchmarks/levers.py). That is an eighth to a sixth of its time; once fused, most of it
+goes. Compiling one kind of block takes some 40 s."""
 
 COMPILE_CACHED_SECONDS: Final = 60.0
-"""The same where what was compiled is kept for the next worker."""
+"""The same, if compiled code is kept for the next worker."""
 
 
 @dataclass(frozen=True)
 class CompilePolicy:
-    """What the operator says of compiling."""
+    """The operator's settings for compiling."""
 
     wanted: Compile | None = None
-    """None: where it pays."""
+    """None: compile if it pays."""
     kept: bool = False
-    """What was compiled outlives the worker."""
+    """Compiled code outlives the worker."""
 
 
 AUTO: Final = CompilePolicy()
@@ -51,14 +51,14 @@ AUTO: Final = CompilePolicy()
 
 @dataclass(frozen=True)
 class Speedups:
-    """What of a job is computed otherwise than stock; the default is stock."""
+    """Where a job's computation differs from stock diffusers; the defaults are stock."""
 
     attention: tuple[str, ...] = (attention_kernels.NATIVE,)
-    """Kernels by diffusers' names, best first: the first that is right is used."""
+    """Kernels by diffusers' names, best first: the first one with the right result is used."""
     batched_guidance: bool = False
     """Both branches of guidance are one forward of the transformer."""
     threads: int | None = None
-    """Of torch, on a CPU; None leaves it to torch."""
+    """Number of torch's threads, on a CPU; None leaves it to torch."""
     compiled: bool = False
     """The transformers' blocks are compiled for the job's shapes."""
 
@@ -68,59 +68,59 @@ STOCK: Final = Speedups()
 
 def choose(
     model: Model,
-    here: Installed,
+    installed: Installed,
     job: JobSize,
     layout: Layout,
     hardware: Hardware,
     steps: int,
     compiling: CompilePolicy = AUTO,
 ) -> tuple[Speedups, tuple[str, ...]]:
-    """What a job gets, and why.
+    """The speedups of a job, and the reasons.
 
     Args:
-        job: with the outputs of one denoising call.
-        steps: that are computed, of all its calls.
+        job: its batch is the outputs of one denoising call.
+        steps: computed steps in all calls of the job.
     """
     tuned = hardware.tuned.get(model.id, Tuned())
-    found, reasons = Speedups(attention_kernels.candidates(hardware, tuned.kernel)), []
+    speedups, reasons = Speedups(attention_kernels.candidates(hardware, tuned.kernel)), []
     if tuned.threads is not None and hardware.device == "cpu":
-        found = replace(found, threads=tuned.threads)
+        speedups = replace(speedups, threads=tuned.threads)
         reasons.append(f"threads: {tuned.threads}, the fastest when this machine was measured")
-    if tuned.kernel == found.attention[0]:
-        won = attention_kernels.SAID[tuned.kernel]
-        reasons.append(f"kernel: {won}, the fastest when this machine was measured")
-    attention = attention_kernels.reason(found.attention)
+    if tuned.kernel == speedups.attention[0]:
+        kernel = attention_kernels.NAMES[tuned.kernel]
+        reasons.append(f"kernel: {kernel}, the fastest when this machine was measured")
+    attention = attention_kernels.reason(speedups.attention)
     if attention is not None:
         reasons.append(attention)
-    on_gpu = hardware.device == "cuda" and not here.tiny
-    seconds = steps * _seconds(model, job, hardware) if on_gpu else 0.0
+    on_gpu = hardware.device == "cuda" and not installed.tiny
+    seconds = steps * _step_seconds(model, job, hardware) if on_gpu else 0.0
     compiled, why = _compiled(compiling, layout, job, seconds)
-    found = replace(found, compiled=compiled)
+    speedups = replace(speedups, compiled=compiled)
     if why:
         reasons.append(why)
-    if activations.caches_text(model, job) and not found.compiled:
+    if activations.caches_text(model, job) and not speedups.compiled:
         reasons.append("prompt: what depends on it alone is computed once, not at each step")
-    if _together(model, here, job, layout, hardware):
-        found = replace(found, batched_guidance=True)
+    if _batches_guidance(model, installed, job, layout, hardware):
+        speedups = replace(speedups, batched_guidance=True)
         reasons.append("guidance: both branches in one forward, as few tokens leave a GPU idle")
-    return found, tuple(reasons)
+    return speedups, tuple(reasons)
 
 
-def _together(
-    model: Model, here: Installed, job: JobSize, layout: Layout, hardware: Hardware
+def _batches_guidance(
+    model: Model, installed: Installed, job: JobSize, layout: Layout, hardware: Hardware
 ) -> bool:
-    """A CPU gains nothing (benchmarks/levers.py); with residuals it is not done."""
+    """Not on a CPU, which gains nothing (benchmarks/levers.py), nor with the step cache."""
     if hardware.device == "cpu" or not job.guided or job.residuals:
         return False
     job = replace(job, batched_guidance=True)
     few = job.batch * activations.tokens(model, job) <= BATCHED_GUIDANCE_TOKENS
-    return few and memory.fits(model, here, job, layout, hardware)
+    return few and memory.fits(model, installed, job, layout, hardware)
 
 
 def _compiled(
     compiling: CompilePolicy, layout: Layout, job: JobSize, seconds: float
 ) -> tuple[bool, str]:
-    """Are the blocks compiled, and why; no words where nobody asked and it does not pay."""
+    """Are the blocks compiled, and why? No reason if nobody asked and it does not pay."""
     least = COMPILE_CACHED_SECONDS if compiling.kept else COMPILE_SECONDS
     if compiling.wanted == "off" or (compiling.wanted is None and seconds < least):
         return False, ""
@@ -136,10 +136,10 @@ def _compiled(
     )
 
 
-def _seconds(model: Model, job: JobSize, hardware: Hardware) -> float:
-    """Of one step, by arithmetic: what was measured here would decide otherwise on another day."""
+def _step_seconds(model: Model, job: JobSize, hardware: Hardware) -> float:
+    """Seconds of one step, by arithmetic: a measured time would decide differently each day."""
     operations = flops.forward_flops(
-        activations.SHAPES[model.id], activations.tokens(model, job), flops.picture_tokens(model)
+        activations.shape_of(model), activations.tokens(model, job), flops.picture_tokens(model)
     )
     peak = peak_flops.peak_of(hardware.name)
     rate = peak_flops.SHARE * (peak[0] if peak else peak_flops.UNKNOWN_TFLOPS) * 1e12

@@ -21,11 +21,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from wan_worker.catalog.magcache_ratios import CURVES, Curve
+from wan_worker.catalog.magcache_ratios import Curve
 from wan_worker.catalog.models import Model
-
-TRAINING_STEPS: Final = 1000
-"""Timesteps that Wan was trained on; the least noise that a schedule names is one of them."""
+from wan_worker.planning.solvers import DEFAULT, SOLVERS, shifted
 
 MARGIN: Final = 1e-4
 """Two noise levels this near are the same: schedules end a rounding error apart."""
@@ -33,15 +31,10 @@ MARGIN: Final = 1e-4
 
 def noise_levels(solver: str, shift: float, steps: int) -> tuple[float, ...]:
     """The share of noise at the start of each step, as diffusers' schedulers set it, falling."""
-    least = 1 / TRAINING_STEPS
-    if solver == "euler":  # its last step is at the least noise itself, which it shifts twice
-        lowest, intervals = _shifted(least, shift), max(1, steps - 1)
-        even = [1 - (1 - lowest) * k / intervals for k in range(steps)]
-    elif solver == "dpm++":
-        even = [(1 - least) * (1 - k / steps) for k in range(steps)]
-    else:
-        even = [1 - (1 - least) * k / steps for k in range(steps)]
-    return tuple(_shifted(level, shift) for level in even)
+    levels = SOLVERS[solver].levels
+    if levels is None:
+        raise ValueError(f"the noise levels of {solver} are not known")
+    return tuple(shifted(level, shift) for level in levels(shift, steps))
 
 
 def steps_to_reuse(
@@ -54,10 +47,12 @@ def steps_to_reuse(
         taken: the last so many of them are taken.
 
     Raises:
-        KeyError: no ratios are published for the model.
+        ValueError: no ratios are published for the model.
     """
-    curve, levels = CURVES[model.id], noise_levels(solver, shift, steps)[steps - taken :]
-    measured = noise_levels("unipc", curve.shift, curve.steps)
+    curve, levels = model.magcache, noise_levels(solver, shift, steps)[steps - taken :]
+    if curve is None:
+        raise ValueError(f"no ratios are published for {model.id}")
+    measured = noise_levels(DEFAULT, curve.shift, curve.steps)
     boundary = model.boundary_ratio or 0.0
     found = []
     for expert, share in enumerate(curve.computed_first):
@@ -110,7 +105,3 @@ def _reused(places: list[float | None], line: _Line, first: int, curve: Curve) -
             computed, error, row = place, 0.0, 0
         reused.append(fits)
     return tuple(reused)
-
-
-def _shifted(level: float, shift: float) -> float:
-    return shift * level / (1 + (shift - 1) * level)

@@ -1,8 +1,8 @@
-"""Is a language model's answer a prompt? What surrounds it is taken off, what is none is refused.
+"""Is a language model's answer a prompt? What surrounds it is removed; a bad answer is refused.
 
-Pure functions of text, tried by a test each: a chat model sometimes chats, refuses, loops, or hands
-its instruction back, and none of that may reach the video model. What a user wrote and what the
-model answers is data here; the one thing that can come of it is a prompt.
+Pure functions of text; each has its test. A chat model sometimes chats, refuses, loops, or repeats
+its instruction. None of that may reach the video model. The user's text and the model's answer are
+only data here: nothing but a prompt can result from them.
 Not covered: whether the answer is a good prompt, and whether it is true to the idea.
 """
 
@@ -17,7 +17,7 @@ MAX_CHARACTERS: Final = 2_500
 """About what 512 umT5 tokens of English hold; the tokens themselves are counted too."""
 
 ECHO_WORDS: Final = 8
-"""So many of the instruction's words in a row are the instruction."""
+"""So many of the instruction's words in a row count as the instruction."""
 
 LOOP_RATIO: Final = 0.3
 """Text that compresses below this share of its size repeats itself; prose stays above 0.4."""
@@ -70,7 +70,7 @@ def tidy(answer: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Without one label before it, or one pair of quotation marks around all of it."""
+    """The text without one label before it, or one pair of quotation marks around all of it."""
     label = _LABEL.match(text)
     if label is not None:
         return text[label.end() :].strip()
@@ -82,7 +82,7 @@ def _unwrapped(text: str) -> str:
 
 
 def fault(answer: str, asked: str, instruction: str, tokens: int) -> str | None:
-    """Why a tidied answer can't be used as the prompt, or None where it can.
+    """Why a tidied answer can't be used as the prompt; None if it can.
 
     Args:
         asked: the user's prompt.
@@ -101,21 +101,21 @@ def fault(answer: str, asked: str, instruction: str, tokens: int) -> str | None:
         return "repeated its instruction"
     if loops(answer):
         return "went round in circles"
-    wanted = script(asked)
-    if wanted is not None and script(answer) != wanted:
+    asked_script = script(asked)
+    if asked_script is not None and script(answer) != asked_script:
         return "was in another language than the prompt"
     return None
 
 
 def has_controls(text: str) -> bool:
-    """Whether it holds control characters, unassigned ones, or remains of broken text."""
+    """Whether it holds control characters, unassigned ones, or parts of broken text."""
     return any(c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cs", "Cn", "Co") for c in text)
 
 
 def echoes(answer: str, instruction: str, asked: str) -> bool:
-    """Whether the answer repeats a run of the instruction that the user did not write as well."""
-    own = _runs(instruction) - _runs(asked)
-    return not own.isdisjoint(_runs(answer))
+    """Whether the answer repeats words of the instruction that the user did not write too."""
+    instructed = _runs(instruction) - _runs(asked)
+    return not instructed.isdisjoint(_runs(answer))
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
@@ -124,7 +124,7 @@ def _runs(text: str) -> set[tuple[str, ...]]:
 
 
 def loops(answer: str) -> bool:
-    """Whether it says the same thing over and over, which greedy decoding can fall into."""
+    """Whether it says the same thing over and over. Greedy decoding can do that."""
     data = answer.encode()
     return len(data) > 200 and len(zlib.compress(data, 9)) < LOOP_RATIO * len(data)
 
@@ -132,17 +132,17 @@ def loops(answer: str) -> bool:
 def script(text: str) -> str | None:
     """The writing system of most of its words (``LATIN``, ``CJK``, ``CYRILLIC``, ...), or None.
 
-    A word counts once, as does each ideograph: a brand name in Latin letters does not make a
-    Chinese prompt English.
+    A word counts once, and each ideograph counts once. So a brand name in Latin letters does not
+    make a Chinese prompt English.
     """
     counts: dict[str, int] = {}
-    before = None
+    previous = None
     for character in text:
         name = unicodedata.name(character, "") if character.isalpha() else ""
         found = name.split(" ")[0] or None
         if found in _IDEOGRAPHS:
-            found, before = "CJK", None
-        if found is not None and found != before:
+            found, previous = "CJK", None
+        if found is not None and found != previous:
             counts[found] = counts.get(found, 0) + 1
-        before = None if found == "CJK" else found
+        previous = None if found == "CJK" else found
     return max(counts, key=lambda name: counts[name]) if counts else None

@@ -1,13 +1,13 @@
-"""What did the text encoder make of a text? Kept from job to job, within a bound of bytes.
+"""What did the text encoder make of a text? It is kept from job to job, within a bound of bytes.
 
-A text's embedding depends on the text, on the encoder and on the type it computes in, and on
-nothing else of a job: LoRAs are put on the transformers alone, a language model's rewriting is
-another text, and each text is encoded by itself. So a kept one is the very tensor that encoding the
-text again would give. Wan's default negative prompt comes with nearly every job.
+A text's embedding depends on the text, on the encoder and on the type that it computes in. It
+depends on nothing else of a job: LoRAs change the transformers alone, a language model's rewriting
+is another text, and each text is encoded by itself. So a kept embedding is the very tensor that
+encoding the text again would give. Wan's default negative prompt comes with nearly every job.
 
-Promises: the bytes that are kept stay within the bound, the least recently used text goes first;
-they are in main memory, never on the GPU. For one thread at a time (the GPU lock).
-Not covered: the encoding itself (generate).
+Promises: the kept bytes stay within the bound, and the least recently used text goes first;
+embeddings are in main memory, never on the GPU. One thread at a time may use them (the GPU lock).
+Not covered: the encoding itself (pipelines.generate).
 """
 
 from collections import OrderedDict
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_BYTES: Final = 128 * 1024**2
-"""About 200 prompts of 80 tokens at umT5-XXL's 4096 numbers of two bytes: more than come between
-two uses of a text that comes back, and a hundredth of the encoder's weights."""
+"""About 200 prompts of 80 tokens, each token 4096 numbers of two bytes (umT5-XXL). More prompts
+than come between two uses of a repeated text, and a hundredth of the encoder's weights."""
 
 
 class Key(NamedTuple):
@@ -28,11 +28,11 @@ class Key(NamedTuple):
     encoder: str
     """Name of the text encoder's component."""
     dtype: str
-    """What it computes in."""
+    """Type that the encoder computes in."""
 
 
 class Embeddings:
-    """Embeddings by text, encoder and type: those used last, within a bound."""
+    """Embeddings by text, encoder and type: the last used ones, within a bound."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -43,11 +43,11 @@ class Embeddings:
         return len(self._kept)
 
     def knows(self, text: str, encoder: str) -> bool:
-        """Is there one, in whichever type? For any thread: nothing is moved to the end."""
+        """Is there one, in any type? Any thread may ask: the order does not change."""
         return any((key.text, key.encoder) == (text, encoder) for key in tuple(self._kept))
 
     def get(self, key: Key) -> "torch.Tensor | None":
-        """[1, tokens, text_dim] in main memory, as it was put; None where it is not kept."""
+        """The embedding [1, tokens, text_dim], as it was put, in main memory; None if not kept."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
@@ -57,11 +57,11 @@ class Embeddings:
         return whole
 
     def put(self, key: Key, embedding: "torch.Tensor") -> None:
-        """Keep an embedding [1, tokens, text_dim]; one larger than the bound is not kept.
+        """Keep an embedding [1, tokens, text_dim], unless it is larger than the bound.
 
-        Nor is one with NaN or infinity: a fault in one job would fail every later one, the default
-        negative prompt being in nearly all. What follows a text's own tokens is zeros, most of the
-        512: they are not stored.
+        One with NaN or infinity is not kept either: a fault in one job would fail every later one,
+        because nearly all have the default negative prompt. Zeros follow a text's own tokens. They
+        are most of the 512 and are not stored.
         """
         self._drop(key)
         used = embedding[0].ne(0).any(dim=-1).nonzero()

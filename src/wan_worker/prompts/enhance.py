@@ -1,38 +1,31 @@
-"""Prompt enhancement by a language model: the user's idea -> the prompt that the video model gets.
+"""A language model turns the user's idea into the prompt that the video model gets.
 
-A chat model from the weight store rewrites the prompt before it is encoded, with greedy decoding:
-the same request gives the same words, so the same seed still gives the same bytes.
+A chat model from the weight store rewrites the prompt before it is encoded. Decoding is greedy: the
+same request gives the same words, so the same seed still gives the same bytes.
 
-Promises: whatever goes wrong with the language model costs a warning and not the job, which goes on
-with the user's prompt; the user's text is data, it can't close its own message in the chat; the
-negative prompt is never touched; a cancelled job stops at the next token.
-Not covered: where the weights are (weights), keeping them in memory (pipelines), and whether an
-answer will do (judge).
+Promises: a failure of the language model costs a warning and not the job, which goes on with the
+user's prompt; the user's text is data, it can't close its own message in the chat; the negative
+prompt is never touched; a cancelled job stops at the next token.
+Not covered: whether it can run here (planning.enhancer), where its weights are (weights.store),
+keeping them in memory (pipelines.pool), and whether an answer is usable (answer_check).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from wan_worker.catalog.components import ENHANCER, Component
-from wan_worker.catalog.models import MAX_PROMPT_TOKENS, Installed
+from wan_worker.catalog.models import MAX_PROMPT_TOKENS
 from wan_worker.errors import Canceled, DeadlineExceeded, GpuFault, WorkerError
 from wan_worker.faults import classify, is_gpu_fault, is_out_of_memory
-from wan_worker.machine.hardware import Hardware
-from wan_worker.planning.memory import Layout, gb, loaded_bytes, stay_together
+from wan_worker.planning.enhancer import unchanged
 from wan_worker.planning.plan import Plan
 from wan_worker.prompts import answer_check
-from wan_worker.request.parse import Notice
 from wan_worker.timing.progress import Control
-from wan_worker.weights.store import Found
 
 Kind = Literal["video", "image", "image_to_video"]
 
 MAX_NEW_TOKENS: Final = MAX_PROMPT_TOKENS
 """An answer that has not ended by then is longer than the video model reads."""
-
-CHAT_BYTES: Final = 1024**3
-"""Memory for a chat beside the language model's weights; Qwen2.5-7B's cache takes 56 KB a token."""
 
 _OPENING: Final[dict[Kind, str]] = {
     "video": "You turn an idea into the text that a video generator is given.",
@@ -42,7 +35,7 @@ _OPENING: Final[dict[Kind, str]] = {
         "first frame. You can't see that frame, and the text must not contradict it."
     ),
 }
-_WHAT: Final[dict[Kind, str]] = {
+_DETAILS: Final[dict[Kind, str]] = {
     "video": (
         "Where the idea leaves it open, settle how the subject looks, what it does from beginning "
         "to end, the place and the light, and how the camera moves."
@@ -73,8 +66,8 @@ _LABELS: Final[dict[Kind, str]] = {
 
 
 def instruction(kind: Kind) -> str:
-    """What the language model is told, whatever the idea is."""
-    return f"{_OPENING[kind]} {_WHAT[kind]} {_RULES}"
+    """The instruction to the language model. It does not depend on the idea."""
+    return f"{_OPENING[kind]} {_DETAILS[kind]} {_RULES}"
 
 
 def messages(kind: Kind, idea: str) -> list[dict[str, str]]:
@@ -91,57 +84,6 @@ def kind_of(planned: Plan) -> Kind:
     return "image_to_video" if planned.references else "video"
 
 
-def decide(
-    planned: Plan, here: Installed, hardware: Hardware, enhancer: Component, found: Found | None
-) -> Plan:
-    """Whether the plan's prompt can be rewritten, and what then becomes of the weights. Pure.
-
-    They stay in memory where they fit beside the video model's; else they are released once the
-    prompt is written, before anything is denoised.
-
-    Args:
-        here: what the plan's model weighs.
-        found: the language model's weights, or None where they are not installed.
-    """
-    if not any(output.prompt for output in planned.outputs):
-        return unchanged(planned, "there is none to rewrite")
-    if found is None or (found.tiny and not planned.tiny):
-        option = "" if enhancer == ENHANCER else f" {enhancer.repository}"
-        return unchanged(
-            planned,
-            f"{enhancer.repository} is not installed in this worker; install it with: "
-            f"python download_weights.py --enhancer{option}",
-        )
-    weighs = Installed({enhancer.name: found.weight_bytes}, found.tiny)
-    size = loaded_bytes(weighs, hardware)[enhancer.name]
-    if size + CHAT_BYTES > hardware.free_bytes:
-        return unchanged(
-            planned,
-            f"{enhancer.repository} takes {gb(size + CHAT_BYTES)} of memory and "
-            f"{hardware.name} has {gb(hardware.free_bytes)}",
-        )
-    model = loaded_bytes(here, hardware)
-    alone = Layout(planned.placement, room_bytes=hardware.free_bytes - size - CHAT_BYTES)
-    stays = stay_together(hardware, planned.layout, alone, model, {enhancer.name: size})
-    fate = (
-        f"its {gb(size)} stay in memory beside the model's {gb(sum(model.values()))}"
-        if stays
-        else f"its {gb(size)} are released before denoising: beside the model's "
-        f"{gb(sum(model.values()))} there is no room"
-    )
-    return replace(
-        planned,
-        enhancer="keep" if stays else "release",
-        reasons=(*planned.reasons, f"enhance_prompt: by {enhancer.repository}; {fate}"),
-    )
-
-
-def unchanged(planned: Plan, why: str) -> Plan:
-    """The plan with the user's own prompt, saying so."""
-    notice = Notice("PROMPT_NOT_ENHANCED", f"The prompt was used as it came: {why}.")
-    return replace(planned, enhancer=None, notices=(*planned.notices, notice))
-
-
 @dataclass(frozen=True)
 class Enhancer:
     """A chat model and its tokenizer, in memory."""
@@ -150,7 +92,7 @@ class Enhancer:
     model: Any
 
     def answer(self, kind: Kind, idea: str, control: Control) -> str | None:
-        """What the model makes of the idea, untouched; None where it found no end.
+        """The model's answer to the idea, unchanged; None if the answer has no end.
 
         Raises:
             Canceled, DeadlineExceeded: between two tokens.
@@ -166,25 +108,25 @@ class Enhancer:
         ends = self.model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
         ends = ends if isinstance(ends, list) else [ends]
-        # In place of the model's own, whose sampling and penalties are for conversations.
+        # It replaces the model's own, whose sampling and penalties are for conversations.
         self.model.generation_config = GenerationConfig(
             do_sample=False, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=ends, pad_token_id=ends[0]
         )
         chat = self.chat(kind, idea).to(self.model.device)
         with torch.no_grad():
-            made = self.model.generate(**chat, stopping_criteria=StoppingCriteriaList([Stop()]))
-        new = made[0, chat["input_ids"].shape[1] :].tolist()
+            tokens = self.model.generate(**chat, stopping_criteria=StoppingCriteriaList([Stop()]))
+        new = tokens[0, chat["input_ids"].shape[1] :].tolist()
         if not new or new[-1] not in ends:
             return None
         text: str = self.tokenizer.decode(new, skip_special_tokens=True)
         return text
 
     def chat(self, kind: Kind, idea: str) -> Any:
-        """Token ids [1, n] and their mask, by the model's own chat template."""
+        """Token ids [1, n] and their mask, from the model's own chat template."""
         from jinja2.exceptions import TemplateError
 
         system, user = messages(kind, self.plain(idea))
-        # enable_thinking: where a template knows it, the answer starts without an inner monologue.
+        # enable_thinking: if a template knows it, the answer starts without a train of thought.
         options = {
             "add_generation_prompt": True,
             "return_tensors": "pt",
@@ -201,7 +143,7 @@ class Enhancer:
         """The text without the marks that tell the chat's roles and turns apart."""
         marks = {*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens}
         for mark in sorted(marks, key=len, reverse=True):
-            # A space, not nothing: two halves of a mark around another must not join.
+            # By a space, not by nothing: two halves of a mark around another must not join.
             text = text.replace(mark, " ")
         return text
 
@@ -216,13 +158,13 @@ def rewrite(
     """The plan with its prompts rewritten, or with the user's own and a notice that says why.
 
     Args:
-        load: brings the language model into memory.
-        drop: frees it; called where the plan releases it, and after a failure of its own.
+        load: loads the language model into memory.
+        drop: frees it; called if the plan releases it, and after a failure of the model.
         count_tokens: length of a text in umT5 tokens.
 
     Raises:
         Canceled, DeadlineExceeded: the job should not go on.
-        GpuFault: the process should not.
+        GpuFault: the process should not go on.
     """
     kind, problem = kind_of(planned), None
     answers: dict[str, str | None] = {}
@@ -233,24 +175,24 @@ def rewrite(
     except Exception as error:
         if is_gpu_fault(error):
             raise
-        problem = _in_words(error)
-    # Only here is the failed call's memory free: the traceback held it.
+        problem = _describe(error)
+    # The failed call's memory is free only now: the traceback held it.
     if planned.enhancer == "release" or problem is not None:
         drop()
     if problem is not None:
         return unchanged(planned, problem)
     used: dict[str, str] = {}
-    for place, (idea, answer) in enumerate(answers.items()):
+    for index, (idea, answer) in enumerate(answers.items()):
         text = answer_check.tidy(answer or "")
-        junk = (
+        fault = (
             "did not come to an end"
             if answer is None
             else answer_check.fault(text, idea, instruction(kind), count_tokens(text))
         )
-        if junk is not None:
-            which = f" for prompt {place + 1}" if len(answers) > 1 else ""
-            planned = unchanged(planned, f"the language model's answer{which} {junk}")
-        used[idea] = idea if junk is not None else text
+        if fault is not None:
+            number = f" for prompt {index + 1}" if len(answers) > 1 else ""
+            planned = unchanged(planned, f"the language model's answer{number} {fault}")
+        used[idea] = idea if fault is not None else text
     return replace(
         planned, outputs=tuple(replace(o, prompt=used[o.prompt]) for o in planned.outputs)
     )
@@ -259,14 +201,14 @@ def rewrite(
 def _ask(
     kind: Kind, ideas: list[str], load: Callable[[], Enhancer], control: Control
 ) -> dict[str, str | None]:
-    """The language model's answer to each idea, asked once."""
+    """The language model's answers. It is asked once for each idea."""
     control.enter("load")
     enhancer = load()
     control.enter("prompt")
     return {idea: enhancer.answer(kind, idea, control) for idea in dict.fromkeys(ideas)}
 
 
-def _in_words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if is_out_of_memory(error):
         return "there was not enough memory for the language model"
     known = error if isinstance(error, WorkerError) else classify(error)

@@ -1,7 +1,7 @@
-"""How far is the measuring of a model that somebody ordered over HTTP? One at a time.
+"""How far is the measuring of a model that was ordered over HTTP? There is one order at a time.
 
-The engine measures (calibrate) and writes what won to STATE_DIR (tuning); here is what it says of
-it meanwhile. What was written is there after a restart; an order that was under way is not.
+The engine measures (calibrate) and writes the result to STATE_DIR (machine.tuning). This module
+keeps its progress. After a restart the written result is still there; a running order is not.
 Not covered: what is measured, and undoing it.
 """
 
@@ -22,11 +22,11 @@ class Order:
     status: Status
     done: int
     of: int | None
-    """Clips; None before the first one."""
+    """Clips in all; None before the first one is made."""
     started_at: float
     ended_at: float | None = None
     calibration: dict[str, Any] | None = None
-    """What came of it (tuning)."""
+    """The result (machine.tuning)."""
     error: dict[str, Any] | None = None
 
     def public(self) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class Order:
 
 
 class Calibrations:
-    """For the event loop's thread alone."""
+    """Used only by the event loop's thread."""
 
     def __init__(self) -> None:
         self.latest: Order | None = None
@@ -49,7 +49,7 @@ class Calibrations:
         return self.latest
 
     def heard(self, message: dict[str, Any]) -> None:
-        """What the engine says of it: ``done`` clips ``of`` so many, or how it ended."""
+        """Take a message of the engine: ``done`` clips ``of`` a total, or how the order ended."""
         order = self.running
         if order is None:
             return
@@ -64,6 +64,6 @@ class Calibrations:
         order.ended_at = time.time()
 
     def lost(self) -> None:
-        """The engine is gone."""
-        gone = UnexpectedError("The process that measured ended; order it again")
-        self.heard({"error": public(gone, "denoise")})
+        """The engine has died: the running order fails."""
+        error = UnexpectedError("The process that measured ended; order it again")
+        self.heard({"error": public(error, "denoise")})

@@ -1,11 +1,11 @@
-"""Who works off the queue? The server's end of the engine: one job after the other, and restarts.
+"""Who runs the queued jobs? The dispatcher gives them to the engine, and restarts the engine.
 
-The engine (a process of its own) is handed the job that has waited longest whenever it has a hand
-free. Where it dies, its jobs are failed, in words that say so and as worth another try, and it is
-started again, after a pause that grows while it keeps dying. Where an answer says that it can't be
-trusted further, it is replaced once its other jobs are done. One that ignores a cancel or a
-deadline is killed.
-Not covered: what a job does (job), and what is kept of it (ledger).
+The engine is a separate process. Whenever it has room, it gets the job that has waited longest. If
+the engine dies, its jobs fail with a message that says so and can be tried again. Then the engine
+is started again, after a pause that grows while it keeps dying. If a job's answer says that the
+engine needs a refresh, it is replaced as soon as its other jobs are done. An engine that ignores a
+cancel or a deadline is killed.
+Not covered: what a job does (job), and what is stored of it (ledger).
 """
 
 import asyncio
@@ -39,19 +39,19 @@ State = Literal["starting", "ready", "restarting", "unfit", "stopped"]
 
 COMMAND: Final = (sys.executable, "-m", "wan_worker.queue.engine")
 GRACE_SECONDS: Final = 120.0
-"""For a job to notice that it was cancelled: one step of the largest clip takes about a minute."""
+"""Time for a job to react to a cancel: one step of the largest clip takes about a minute."""
 
 PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
-"""Seconds before a start, after so many ends without a job in between."""
+"""Seconds before a restart; the pause grows with each end that follows no finished job."""
 
 LOST: Final = UnexpectedError("The server stopped while this job ran; submit it again")
 
 
 class Dispatcher:
-    """For the event loop's thread alone.
+    """Used only by the event loop's thread.
 
     Args:
-        pause: waits so many seconds, before a start.
+        pause: waits for a number of seconds, before a restart.
     """
 
     def __init__(
@@ -72,32 +72,32 @@ class Dispatcher:
         self._stop = asyncio.Event()
         self.state: State = "starting"
         self.restarted_at: deque[float] = deque(maxlen=100)
-        """The last times, in seconds since 1970."""
+        """Times of the latest restarts, in seconds since 1970."""
         self.restarts = 0
         self.calibrations = Calibrations()
         self.problem: str | None = None
-        """Why the engine is not there."""
+        """Why the engine can't start."""
 
     async def run(self) -> None:
-        """Keep an engine until ``stop``.
+        """Keep an engine running until ``stop``.
 
         Raises:
-            ConfigInvalid: the first one finds the environment wrong, or the ledger can't be
-                written any more.
+            ConfigInvalid: the first engine finds the environment wrong, or the ledger can no
+                longer be written.
         """
         try:
-            await self._keep()
+            await self._keep_engine()
         except sqlite3.Error as problem:
             self.problem = f"STATE_DIR: the ledger can't be used ({problem})"
             raise ConfigInvalid(self.problem) from problem
         finally:
             self.state = "stopped"
 
-    async def _keep(self) -> None:
+    async def _keep_engine(self) -> None:
         self.recover()
         failures, once_ready = 0, False
         while not self._stop.is_set():
-            engine = await self._live()
+            engine = await self._run_engine()
             if self._stop.is_set():
                 break
             once_ready = once_ready or (engine is not None and engine.ready)
@@ -108,15 +108,15 @@ class Dispatcher:
             self.restarted_at.append(time.time())
             if self.state != "unfit":
                 self.state = "restarting"
-            await self._rest(PAUSES[min(failures, len(PAUSES)) - 1])
+            await self._wait(PAUSES[min(failures, len(PAUSES)) - 1])
 
     def recover(self) -> None:
-        """Say what became of the jobs that were running when the last server ended."""
+        """Record the end of jobs that were running when the last server ended."""
         for entry in self._ledger.running():
-            self._lose(entry.id, LOST)
+            self._record_lost(entry.id, LOST)
 
     async def stop(self) -> None:
-        """Cancel what runs, and see the engine out."""
+        """Cancel the running jobs, and wait for the engine's end."""
         self._stop.set()
         engine = self._engine
         if engine is None:
@@ -125,13 +125,13 @@ class Dispatcher:
         await engine.ended()
 
     def submitted(self) -> None:
-        """There is a job in the ledger."""
+        """Called when there is a new job in the ledger."""
         self._hand_out()
 
     def cancel(self, entry: Entry) -> bool:
-        """End a waiting job, or ask the engine to; False where the job has ended."""
-        gone = Canceled("The job was cancelled while it waited")
-        if entry.status == "queued" and self._ledger.drop(entry.id, public(gone, "queue")):
+        """End a waiting job, or tell the engine to end a running one; False if it has ended."""
+        canceled = Canceled("The job was cancelled while it waited")
+        if entry.status == "queued" and self._ledger.drop(entry.id, public(canceled, "queue")):
             self._watchers.publish(entry.id, {"type": ENDED, "status": "canceled"})
             self._tell_positions()
             return True
@@ -142,39 +142,39 @@ class Dispatcher:
         if not running.canceled:
             running.canceled = True
             engine.tell("cancel", id=entry.id)
-            self._see_to_it(engine, entry.id, GRACE_SECONDS)
+            self._kill_after(engine, entry.id, GRACE_SECONDS)
         return True
 
     def canceling(self, job_id: str) -> bool:
-        """Whether the engine was asked to end a job that it still has."""
+        """Whether the engine still has the job and was told to end it."""
         running = None if self._engine is None else self._engine.jobs.get(job_id)
         return running is not None and running.canceled
 
     async def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """What job.run answers to ``mode: info``.
+        """The answer of job.run to ``mode: info``.
 
         Raises:
-            NotReady: the engine is not there, or does not answer.
+            NotReady: the engine is not running, or does not answer.
         """
         if self._engine is None:
             raise NotReady
         return await self._engine.ask(question)
 
-    async def _rest(self, seconds: float) -> None:
-        """Wait so long, or until the server stops."""
-        both = [
+    async def _wait(self, seconds: float) -> None:
+        """Wait for this time, or until the server stops."""
+        tasks = [
             asyncio.ensure_future(self._pause(seconds)),
             asyncio.ensure_future(self._stop.wait()),
         ]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        for each in both:
-            each.cancel()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
 
     def measure(self, model: str) -> Order:
-        """Have the engine find the fastest way for a model, between the jobs.
+        """Tell the engine to find the fastest way for a model, between the jobs.
 
         Raises:
-            NotReady: the engine is not there.
+            NotReady: the engine is not ready.
         """
         engine = self._engine
         if engine is None or not engine.ready or engine.leaving:
@@ -183,31 +183,31 @@ class Dispatcher:
         return self.calibrations.begin(model)
 
     def stop_measuring(self) -> None:
-        """Have the engine give it up, within a step."""
+        """Tell the engine to stop measuring; it stops within a step."""
         if self._engine is not None:
             self._engine.tell("stop measuring")
 
-    async def _live(self) -> EngineProcess | None:
-        """One engine from its start to its end; None where there was none."""
+    async def _run_engine(self) -> EngineProcess | None:
+        """Run one engine from its start to its end; None if it could not be started."""
         try:
             engine = self._engine = await start(self._command)
-        except OSError as problem:  # no memory or no process to be had: it passes
+        except OSError as problem:  # out of memory or processes for now
             log.error("the engine can't be started: %s", problem)
             return None
-        if self._stop.is_set():  # meanwhile, when there was nobody to tell
+        if self._stop.is_set():  # stop was called during the start, before there was an engine
             engine.kill()
         try:
             await self._listen(engine)
         except sqlite3.Error:
             raise
-        except Exception:  # a line that is none
+        except Exception:  # a line that is not a message
             log.exception("the engine can't be understood")
             engine.leave()
         finally:
             engine.silent = True
             code = await engine.ended()
             self._engine = None
-            self._bury(engine, code)
+            self._fail_jobs(engine, code)
         return engine
 
     async def _listen(self, engine: EngineProcess) -> None:
@@ -241,10 +241,10 @@ class Dispatcher:
         engine.served = True
         entry = self._ledger.find(job_id)
         if entry is not None and not entry.ended:
-            # A stop ended it, or its answer could not be recorded: its files may be there.
+            # A stop ended it, or its answer could not be recorded; its files may still exist.
             unrecorded = "The job's answer could not be recorded; see the server's log"
-            error = LOST if self._stop.is_set() else UnexpectedError(unrecorded)
-            self._lose(job_id, (running and _meant(running)) or error)
+            loss = LOST if self._stop.is_set() else UnexpectedError(unrecorded)
+            self._record_lost(job_id, (running and _intended_end(running)) or loss)
         elif entry is not None:
             self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})
         engine.leaving = engine.leaving or refresh
@@ -254,7 +254,7 @@ class Dispatcher:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        """Give the engine as many jobs as it has hands for."""
+        """Give the engine as many jobs as it has room for."""
         engine = self._engine
         if engine is None or not engine.ready or engine.leaving or engine.silent:
             return
@@ -272,17 +272,17 @@ class Dispatcher:
                 engine.tell("watch", id=job_id, on=True)
             if self._settings.job_timeout_seconds is not None:
                 limit = self._settings.job_timeout_seconds + GRACE_SECONDS
-                self._see_to_it(engine, job_id, limit)
+                self._kill_after(engine, job_id, limit)
         if handed:
             self._tell_positions()
 
     def _watch(self, job_id: str, watched: bool) -> None:
-        """Somebody looks at a job now, or nobody does any more."""
+        """Tell the engine that a job has its first watcher, or no watcher any more."""
         if self._engine is not None and job_id in self._engine.jobs:
             self._engine.tell("watch", id=job_id, on=watched)
 
     def tell_position(self, entry: Entry) -> None:
-        """Tell those who watch a waiting job how many are before it."""
+        """Tell the watchers of a waiting job how many jobs are before it."""
         about = {"task_id": entry.id, "status": "queued", "position": self._ledger.ahead(entry)}
         message = {"type": "progress", "stage": "queue", "number": 0} | about
         self._watchers.publish(entry.id, message)
@@ -293,10 +293,10 @@ class Dispatcher:
             if entry is not None and entry.status == "queued":
                 self.tell_position(entry)
 
-    def _see_to_it(self, engine: EngineProcess, job_id: str, seconds: float) -> None:
-        """Kill the engine if the job is still there by then."""
+    def _kill_after(self, engine: EngineProcess, job_id: str, seconds: float) -> None:
+        """Kill the engine if it still has the job after this time."""
 
-        def look() -> None:
+        def kill_if_running() -> None:
             running = engine.jobs.get(job_id)
             if running is not None and not running.canceled:
                 running.overdue = DeadlineExceeded(
@@ -307,10 +307,10 @@ class Dispatcher:
                 log.error("job %s does not end; the engine is killed", job_id)
                 engine.kill()
 
-        asyncio.get_running_loop().call_later(seconds, look)
+        asyncio.get_running_loop().call_later(seconds, kill_if_running)
 
-    def _bury(self, engine: EngineProcess, code: int) -> None:
-        """Fail what an engine that is gone had been given."""
+    def _fail_jobs(self, engine: EngineProcess, code: int) -> None:
+        """Fail the jobs of an engine that has ended."""
         self.calibrations.lost()
         why = f"by signal {-code}" if code < 0 else f"with status {code}"
         if self._stop.is_set():
@@ -323,10 +323,10 @@ class Dispatcher:
                 f"The process that ran this job ended {why}{memory}; submit it again"
             )
         for job_id, running in engine.jobs.items():
-            self._lose(job_id, _meant(running) or error)
+            self._record_lost(job_id, _intended_end(running) or error)
 
-    def _lose(self, job_id: str, error: WorkerError) -> None:
-        """Record the end of a job in the engine's place: its answer, if it had come to that."""
+    def _record_lost(self, job_id: str, error: WorkerError) -> None:
+        """Record the end of a job for a dead engine: its answer if it finished, else the error."""
         stage = (self._watchers.latest(job_id, "progress") or {}).get("stage", "queue")
         answer = lost_jobs.answer(job_id, self._settings.output_dir)
         if answer is not None:
@@ -339,6 +339,6 @@ class Dispatcher:
             self._watchers.publish(job_id, {"type": ENDED, "status": entry.status})
 
 
-def _meant(running: Running) -> WorkerError | None:
-    """Why a job was to end, where it was."""
+def _intended_end(running: Running) -> WorkerError | None:
+    """Why a job was told to end; None if it was not."""
     return Canceled("The job was cancelled") if running.canceled else running.overdue

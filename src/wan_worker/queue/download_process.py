@@ -1,12 +1,12 @@
-"""The process that downloads one model for the HTTP API: the code of download_weights.py.
+"""The process that downloads one model for the HTTP API, with the code of download_weights.py.
 
     python -m wan_worker.queue.download_process MODEL...     started by downloads
 
-A process of its own, because rounding weights needs torch, and because ending one is how a download
-is cancelled: what it leaves behind is gone on with. Says how far it is in JSON, a message a line:
-``line``, ``bytes``, and at last ``done`` or ``failed``. Ends when its standard input does, so that
-it does not outlive the server.
-Not covered: which models may be asked for (downloads).
+It is a separate process, because rounding weights needs torch, and because a cancel kills it: the
+next try continues from the files that it left. It reports its progress in JSON, one message per
+line: ``line``, ``bytes``, and finally ``done`` or ``failed``. It ends when its standard input
+closes, so that it does not outlive the server.
+Not covered: which models may be downloaded (downloads).
 """
 
 import os
@@ -40,7 +40,7 @@ def main() -> int:
         finally:
             over.set()
             counting.join()
-    except Exception as problem:  # noqa: BLE001 (an answer, whatever happened)
+    except Exception as problem:  # noqa: BLE001 (the server gets an answer to any failure)
         error = problem if isinstance(problem, WorkerError) else classify(problem)
         line.say("failed", error=public(error, "download"))
         return 1
@@ -56,20 +56,20 @@ def install(
 
 
 def _count(line: JsonLines, tally: Tally, over: threading.Event) -> None:
-    """Say how far it is, now and then, and at the end."""
-    told: Any = None
+    """Report the progress now and then, and at the end."""
+    reported: Any = None
     while True:
-        ended = over.wait(REPORT_SECONDS)
+        finished = over.wait(REPORT_SECONDS)
         now = {"done": tally.here, "total": tally.wanted}
-        if now != told:
+        if now != reported:
             line.say("bytes", **now)
-            told = now
-        if ended:
+            reported = now
+        if finished:
             return
 
 
 def _end_with_the_server() -> None:
-    # Not sys.stdin: whoever waits in its buffer holds a lock that the interpreter's end asks for.
+    # Not sys.stdin: a thread that reads it holds a lock that the interpreter needs at its end.
     while os.read(0, 1024):
         pass
     os._exit(1)

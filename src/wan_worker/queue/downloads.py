@@ -1,8 +1,9 @@
-"""Which models are being downloaded for the HTTP API, and how far is that? One at a time.
+"""Which model is being downloaded for the HTTP API, and how far is it? There is one at a time.
 
-Each runs in a process of its own (installer), which a cancel ends; the next try goes on from there.
-A model appears to the worker when all of it is here, so that jobs need not be told.
-Not covered: how weights get here, and resuming (download).
+Each download runs in its own process (download_process). A cancel ends the process, and the next
+try continues from there. The worker sees a model only when it is complete, so that jobs need no
+message.
+Not covered: how weights are downloaded and resumed (weights.download).
 """
 
 import asyncio
@@ -29,7 +30,7 @@ Status = Literal["downloading", "completed", "failed", "canceled"]
 
 
 class Busy(Exception):
-    """Another model is being downloaded; ``model`` is which."""
+    """Another model is being downloaded: ``model``."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
@@ -44,9 +45,9 @@ class Download:
     status: Status
     bytes_done: int
     bytes_total: int
-    """What its files take where they come from; the catalog's estimate until those are listed."""
+    """Size of its files at their source; until they are listed, the catalog's estimate."""
     message: str
-    """What it is at."""
+    """What the download is doing."""
     started_at: float
     ended_at: float | None = None
     error: dict[str, Any] | None = None
@@ -56,7 +57,7 @@ class Download:
 
 
 class Downloads:
-    """For the event loop's thread alone."""
+    """Used only by the event loop's thread."""
 
     def __init__(self, models_dir: Path, command: Sequence[str] = COMMAND) -> None:
         self._models_dir = models_dir
@@ -67,19 +68,19 @@ class Downloads:
 
     @property
     def current(self) -> Download | None:
-        """The one that is under way."""
-        moving = (each for each in self._known.values() if each.status == "downloading")
+        """The running download."""
+        moving = (download for download in self._known.values() if download.status == "downloading")
         return next(moving, None)
 
     def known(self) -> list[Download]:
-        """The latest of every model that was asked for since the server started."""
+        """The latest download of every model that was ordered since the server started."""
         return list(self._known.values())
 
     def start(self, model: str) -> Download:
-        """Begin, or go on; of the one that is under way, nothing more than how far it is.
+        """Start or continue a download. If it is already running, only return its state.
 
         Raises:
-            Busy: another is under way.
+            Busy: another model's download is running.
         """
         current = self.current
         if current is not None and current.model != model:
@@ -92,7 +93,7 @@ class Downloads:
         return started
 
     def cancel(self, model: str) -> Download | None:
-        """End it; None where it is not under way."""
+        """Cancel a download; None if it is not running."""
         current = self.current
         if current is None or current.model != model:
             return None
@@ -102,57 +103,57 @@ class Downloads:
         return current
 
     async def stop(self) -> None:
-        """End the one that is under way, for the server's end."""
+        """Cancel the running download, because the server ends."""
         if self.current is not None:
             self.cancel(self.current.model)
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self, now: Download) -> None:
+    async def _run(self, download: Download) -> None:
         try:
-            await self._follow(now)
-        except Exception:  # it can't be started, or a line is none
-            log.exception("the download of %s can't go on", now.model)
-        if now.status == "downloading":
+            await self._follow(download)
+        except Exception:  # the process can't be started, or a line is not a message
+            log.exception("the download of %s can't go on", download.model)
+        if download.status == "downloading":
             error = UnexpectedError("The download's process failed; another try goes on from there")
-            _end(now, "failed", error.message, public(error, "download"))
-        log.info("download of %s: %s", now.model, now.status)
+            _end(download, "failed", error.message, public(error, "download"))
+        log.info("download of %s: %s", download.model, download.status)
 
-    async def _follow(self, now: Download) -> None:
-        # Whoever asks for a download means the network, whatever jobs may do.
+    async def _follow(self, download: Download) -> None:
+        # An ordered download uses the network, even if jobs may not.
         env = os.environ | {
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             "MODELS_DIR": str(self._models_dir),
             "HF_HUB_OFFLINE": "0",
         }
         process = self._process = await asyncio.create_subprocess_exec(
-            *(*self._command, now.model), stdin=PIPE, stdout=PIPE, env=env
+            *(*self._command, download.model), stdin=PIPE, stdout=PIPE, env=env
         )
-        if now.status != "downloading":  # cancelled before it began
+        if download.status != "downloading":  # cancelled before it began
             _kill(process)
         stdout = process.stdout
         assert stdout is not None  # noqa: S101 (a pipe was asked for)
         try:
             while text := await stdout.readline():
-                self._hear(now, json.loads(text))
+                self._hear(download, json.loads(text))
         except Exception:
-            _kill(process)  # this one: after a cancel the next may have begun
+            _kill(process)  # not self._process: after a cancel, the next may have started
             raise
         finally:
             await process.wait()
 
-    def _hear(self, now: Download, message: dict[str, Any]) -> None:
+    def _hear(self, download: Download, message: dict[str, Any]) -> None:
         match message["say"]:
             case "line":
-                now.message = message["text"]
+                download.message = message["text"]
             case "bytes":
-                now.bytes_done = message["done"]
-                now.bytes_total = message["total"] or now.bytes_total
-            case "done" if now.status == "downloading":
-                now.bytes_done = now.bytes_total
-                _end(now, "completed", now.message)
-            case "failed" if now.status == "downloading":
-                _end(now, "failed", message["error"]["message"], message["error"])
+                download.bytes_done = message["done"]
+                download.bytes_total = message["total"] or download.bytes_total
+            case "done" if download.status == "downloading":
+                download.bytes_done = download.bytes_total
+                _end(download, "completed", download.message)
+            case "failed" if download.status == "downloading":
+                _end(download, "failed", message["error"]["message"], message["error"])
 
 
 def _end(

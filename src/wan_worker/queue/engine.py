@@ -1,17 +1,17 @@
-"""The process that generates for the HTTP API: it holds the Worker, and its parent the server.
+"""The engine: the process that generates for the HTTP API. Its parent process is the server.
 
     python -m wan_worker.queue.engine      started by dispatch, with src on PYTHONPATH
 
-A process of its own, because whoever asks how far a job is must not take the generating thread's
-interpreter lock, and because a crash, the kernel's out-of-memory killer or a broken GPU must take
-neither the server nor its queue along. Jobs go through the one flow (job), as on RunPod.
+It is a separate process, because requests for a job's progress must not take the generating
+thread's interpreter lock. Also, a crash, the kernel's out-of-memory killer or a broken GPU must not
+end the server or its queue. Jobs run through job, as on RunPod.
 
-Both ends speak JSON, one message a line. In: ``run`` and ``cancel`` a job by its id, ``watch`` it
-or not (nobody draws previews that nobody looks at), ``ask`` a question (``mode: info``), which is
-answered beside a running job, ``measure`` a model or ``stop measuring`` it. Out: ``ready``,
-``unfit``, ``progress``, ``preview``, ``ended``, ``answer``, ``measured``. A job's answer is in the
-ledger before ``ended`` is said, so that it is not lost with the line. Where the line in closes, the
-parent is gone or wants this process gone: jobs are cancelled, and it exits.
+Both sides send JSON, one message per line. In: ``run`` and ``cancel`` a job by its id; ``watch`` it
+or not (previews are drawn only for watchers); ``ask`` a question (``mode: info``), which is
+answered while jobs run; ``measure`` a model or ``stop measuring`` it. Out: ``ready``, ``unfit``,
+``progress``, ``preview``, ``ended``, ``answer``, ``measured``. A job's answer is in the ledger
+before ``ended`` is sent, so that it survives the loss of the message. When the input closes, the
+parent is dead or wants this process to end: it cancels its jobs and exits.
 Not covered: the queue and the restarts (dispatch).
 """
 
@@ -38,14 +38,14 @@ from wan_worker.timing.progress import Control, Preview, Viewer
 log = logging.getLogger(__name__)
 
 QUESTIONS: Final = 4
-"""Answered at a time."""
+"""Questions that are answered at the same time."""
 
 STOP_SECONDS: Final = 5.0
-"""For the running jobs to unwind, when the line closes."""
+"""Time for the running jobs to end, when the input closes."""
 
 
 class Engine:
-    """Runs what the parent asks for."""
+    """Does what the parent process orders."""
 
     def __init__(self, worker: Worker, ledger: Ledger, line: JsonLines) -> None:
         self._worker = worker
@@ -61,7 +61,7 @@ class Engine:
         self._measured = Control()
 
     def listen(self, commands: BinaryIO) -> None:
-        """Do what each line says, until there are no more; then stop."""
+        """Follow the command in each line until the input ends; then stop."""
         running = set()
         for text in commands:
             message = json.loads(text)
@@ -70,9 +70,11 @@ class Engine:
                     control = self._control(message["id"])
                     running.add(self._jobs.submit(self._run, message["id"], control))
                 case "cancel":
-                    running_one = self._controls.get(message["id"])  # its thread takes it out
-                    if running_one is not None:
-                        running_one.cancel()
+                    running_control = self._controls.get(
+                        message["id"]
+                    )  # the job's thread may remove it
+                    if running_control is not None:
+                        running_control.cancel()
                 case "watch" if message["on"]:
                     self._watched.add(message["id"])
                 case "watch":
@@ -115,10 +117,10 @@ class Engine:
                 self._ledger.complete(job_id, answer)
             else:
                 error = json.loads(answer["error"])
-                # Nobody cancelled it but the end of this process: the server says what is true.
+                # If only this process's end cancelled it, the server records the true cause.
                 if not (self._stopping and error["code"] == Canceled.code):
                     self._ledger.fail(job_id, error)
-        except Exception as problem:  # a full disk, under the ledger
+        except Exception as problem:  # for example, the ledger's disk is full
             log.exception("job %s: its answer could not be recorded", job_id, exc_info=problem)
         finally:
             self._controls.pop(job_id, None)
@@ -130,24 +132,24 @@ class Engine:
         self._line.say("answer", number=number, answer=answer)
 
     def _measure(self, model: str, control: Control) -> None:
-        """Measure a model between the jobs; what won is in the file before it is said."""
+        """Measure a model between the jobs; the result is in the file before it is reported."""
         try:
-            found = calibrate.run(
+            calibration = calibrate.run(
                 self._worker,
                 model,
                 control,
                 lambda done, of: self._line.say("measured", done=done, of=of),
             )
-            self._worker.tuning.add(found)
-        except Exception as problem:  # noqa: BLE001 (told, whatever it is)
+            self._worker.tuning.add(calibration)
+        except Exception as problem:  # noqa: BLE001 (every failure is reported)
             error = problem if isinstance(problem, WorkerError) else classify(problem)
             self._line.say("measured", error=public(error, control.stage))
         else:
-            self._line.say("measured", calibration=found.public())
+            self._line.say("measured", calibration=calibration.public())
 
 
 def main() -> int:
-    # Ctrl-C in a terminal reaches the whole group; the server decides what becomes of the jobs.
+    # Ctrl-C in a terminal reaches the whole process group; the server decides about the jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = take_stdout()
     try:
@@ -168,7 +170,7 @@ def main() -> int:
         status = 0
     except Exception:
         log.exception("the engine can't go on")
-    # A step that does not end holds its thread; nobody waits for it.
+    # Exit at once: a step that does not end would hold its thread, and so the process.
     os._exit(status)
 
 

@@ -1,6 +1,6 @@
-"""The server's hold on one engine process, from its start to its end: what it is told and asked.
+"""The server's side of one engine process, from its start to its end: commands and questions.
 
-Not covered: what the engine says by itself, and a new one in its place (dispatch).
+Not covered: reacting to the engine's messages, and replacing the engine (dispatch).
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from wan_worker.errors import WorkerError
 
 ASK_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
-"""For the engine to end when it is let go of: twice what it gives its jobs."""
+"""Time for the engine to end after ``leave``: twice the time that it gives its jobs."""
 
 LINE_BYTES: Final = 64 * 1024**2
-"""Longest message from it."""
+"""Longest message from the engine."""
 
 
 class NotReady(Exception):
-    """The engine is not there to be asked."""
+    """The engine can't be asked now."""
 
 
 @dataclass
@@ -34,22 +34,22 @@ class Running:
 
     canceled: bool = False
     overdue: WorkerError | None = None
-    """Why the engine is being killed, where it is for this job."""
+    """Why the engine is being killed, if this job is the cause."""
 
 
 @dataclass
 class EngineProcess:
-    """One process, and what it has been given. For the event loop's thread alone."""
+    """One process and its jobs. Used only by the event loop's thread."""
 
     process: Process
     jobs: dict[str, Running] = field(default_factory=dict)
     ready: bool = False
     served: bool = False
-    """A job of its has ended."""
+    """It has finished a job."""
     leaving: bool = False
     """It gets no more jobs."""
     silent: bool = False
-    """It says nothing more: it is ending, or has."""
+    """It sends no more messages, because it is ending or has ended."""
     _questions: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     _numbers: "count[int]" = field(default_factory=count)
 
@@ -59,10 +59,10 @@ class EngineProcess:
             stdin.write(json.dumps({"do": what} | facts).encode() + b"\n")
 
     async def hear(self) -> dict[str, Any] | None:
-        """The next message; None when there will be no more.
+        """The next message; None after the last one.
 
         Raises:
-            ValueError: a line that is none.
+            ValueError: a line that is not a message.
         """
         stdout = self.process.stdout
         assert stdout is not None  # noqa: S101 (a pipe was asked for)
@@ -75,7 +75,7 @@ class EngineProcess:
         return message
 
     async def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """What job.run answers to ``mode: info``.
+        """The answer of job.run to ``mode: info``.
 
         Raises:
             NotReady: it is starting, or ends before it answers, or does not answer.
@@ -100,7 +100,7 @@ class EngineProcess:
             future.set_result(answer)
 
     def leave(self) -> None:
-        """Let it end: it exits when its line closes."""
+        """Let the engine end: it exits when its input closes."""
         if self.process.stdin is not None:
             self.process.stdin.close()
 
@@ -109,7 +109,7 @@ class EngineProcess:
             self.process.kill()
 
     async def ended(self) -> int:
-        """The exit status, when it has been let go of; where it stays it is killed."""
+        """The exit status. Call it after ``leave``; it kills an engine that does not end."""
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self.process.wait()

@@ -1,6 +1,6 @@
-"""How does a process that the server has started speak to it? JSON, one message a line.
+"""How does a process that the server started send it messages? As JSON, one message per line.
 
-Not covered: what is said (engine, installer), and the other end (dispatch, downloads).
+Not covered: the messages (engine, download_process), and the receivers (dispatch, downloads).
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 
 class JsonLines:
-    """Messages to the server, from any thread. What one that is gone would miss is dropped."""
+    """Messages to the server, from any thread. If the server is gone, messages are dropped."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -25,7 +25,7 @@ class JsonLines:
 
 
 def take_stdout() -> JsonLines:
-    """Standard output for messages alone: what libraries print goes to standard error."""
+    """Take standard output for messages only: prints of libraries then go to standard error."""
     line = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return JsonLines(line)

@@ -1,13 +1,13 @@
 """Which jobs were submitted over HTTP, in which order, and how did each end? A SQLite file.
 
-A job is ``queued``, then ``running``, then one of ``completed``, ``failed`` and ``canceled``; the
-first end that is recorded is the one that counts. What is recorded survives the process: queued
-jobs keep their order, and one that was running when everything stopped is found again.
+A job is ``queued``, then ``running``, then ``completed``, ``failed`` or ``canceled``. Only the
+first recorded end counts. The records survive the process: queued jobs keep their order, and jobs
+that were running when everything stopped can be found.
 
-Two processes have the file open: the server submits and starts jobs, and the one that generates
-writes each answer before it says so. A request goes when its job has ended; what is kept to be
-shown has no pictures in it.
-Not covered: the files that a job made (storage), and progress (dispatch).
+Two processes have the file open. The server submits and starts jobs; the engine writes each answer
+before it reports the end. A request is deleted when its job has ended; the copy for display has no
+pictures in it.
+Not covered: the files that a job made (delivery.storage), and progress (dispatch).
 """
 
 import json
@@ -33,13 +33,13 @@ FILE: Final = "jobs.sqlite3"
 LOCK: Final = "server.lock"
 
 KEPT: Final = 10_000
-"""Ended jobs in the history; the oldest go first."""
+"""Number of ended jobs in the history; the oldest are deleted first."""
 
 SHOWN_CHARACTERS: Final = 10_000
-"""Longest text of a request that is shown again: prompts are shorter, pictures longer."""
+"""Longest text in the copy for display: prompts are shorter than this, pictures longer."""
 
 INLINE_KEPT: Final = 50
-"""Latest answers that hold their files themselves; older ones are kept without."""
+"""Number of latest answers that keep inline files; older answers lose them."""
 
 BUSY_SECONDS: Final = 30.0
 """How long one process waits while the other writes."""
@@ -70,7 +70,7 @@ _LIGHT_FACTS: Final = f"{_BEFORE}, {_LIGHT}, error"
 
 
 class QueueFull(Exception):
-    """As many jobs wait as may."""
+    """The largest allowed number of jobs is already waiting."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ class Entry:
     id: str
     status: Status
     shown: dict[str, Any]
-    """The request, with a word in place of each picture."""
+    """The request, with a short text in place of each picture."""
     submitted_at: float
     started_at: float | None
     ended_at: float | None
     answer: dict[str, Any] | None
-    """The response of a job that completed (``schemas/response.schema.json``); in a history, and
-    when it is old, without the files that were in it."""
+    """The response of a completed job (``schemas/response.schema.json``); without its inline files
+    in a history, and when it is old."""
     error: dict[str, Any] | None
-    """``code``, ``message``, ``field``, ``retryable`` and ``stage`` of one that did not."""
+    """``code``, ``message``, ``field``, ``retryable`` and ``stage`` of a job that failed."""
 
     @property
     def ended(self) -> bool:
@@ -98,13 +98,13 @@ class Entry:
 
 
 class Ledger:
-    """The open file; may be used from any thread.
+    """The open file. Any thread may use it.
 
     Args:
-        clock: seconds since 1970.
+        clock: gives seconds since 1970.
 
     Raises:
-        ConfigInvalid: it can't be opened or written.
+        ConfigInvalid: the file can't be opened or written.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -151,7 +151,7 @@ class Ledger:
             )
 
     def start_next(self) -> str | None:
-        """The job that has waited longest, from now on running; None where none waits."""
+        """Mark the job that has waited longest as running. Returns its id; None if none waits."""
         with self._writing() as file:
             row = file.execute(
                 "SELECT id FROM jobs WHERE status = 'queued' ORDER BY place LIMIT 1"
@@ -165,7 +165,7 @@ class Ledger:
         return str(row[0])
 
     def request(self, job_id: str) -> dict[str, Any] | None:
-        """All of what was submitted; None where the job has ended."""
+        """The whole submitted request; None if the job has ended."""
         with self._lock:
             row = self._file.execute("SELECT request FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None or row[0] is None:
@@ -174,17 +174,17 @@ class Ledger:
         return request
 
     def complete(self, job_id: str, answer: Mapping[str, Any]) -> bool:
-        """Record the response of a job; False where it had ended before."""
+        """Record the response of a job; False if it had already ended."""
         inline = any("data" in asset for asset in answer["assets"])
         return self._end(job_id, "completed", answer=json.dumps(answer), inline=inline)
 
     def fail(self, job_id: str, error: Mapping[str, Any]) -> bool:
-        """Record why a job has no response; False where it had ended before."""
+        """Record why a job has no response; False if it had already ended."""
         status: End = "canceled" if error["code"] == "CANCELED" else "failed"
         return self._end(job_id, status, error=json.dumps(error))
 
     def drop(self, job_id: str, error: Mapping[str, Any]) -> bool:
-        """End a job that is still waiting; False where it is not."""
+        """End a job that is still waiting; False if it is not waiting."""
         return self._end(job_id, "canceled", error=json.dumps(error), only="queued")
 
     def find(self, job_id: str) -> Entry | None:
@@ -205,7 +205,7 @@ class Ledger:
     def history(
         self, limit: int, status: Status | None = None, before: int | None = None
     ) -> list[Entry]:
-        """The newest jobs first, less files; ``before`` is the place of the last one seen."""
+        """Jobs without inline files, the newest first; ``before``: place of the last one seen."""
         with self._lock:
             rows = self._file.execute(
                 f"SELECT {_LIGHT_FACTS} FROM jobs WHERE (?1 IS NULL OR status = ?1) "  # noqa: S608
@@ -215,7 +215,7 @@ class Ledger:
         return [_entry(row) for row in rows]
 
     def ended(self, limit: int) -> list[Entry]:
-        """The newest of the jobs that have ended first, less files; others are not counted."""
+        """Ended jobs without inline files, the newest first; ``limit`` counts only these."""
         with self._lock:
             rows = self._file.execute(
                 f"SELECT {_LIGHT_FACTS} FROM jobs "  # noqa: S608 (a constant)
@@ -225,7 +225,7 @@ class Ledger:
         return [_entry(row) for row in rows]
 
     def counts(self) -> dict[str, int]:
-        """How many jobs there are of each status."""
+        """The number of jobs of each status."""
         with self._lock:
             rows = self._file.execute("SELECT status, count(*) FROM jobs GROUP BY status")
             found = dict(rows.fetchall())
@@ -235,7 +235,7 @@ class Ledger:
         }
 
     def ahead(self, entry: Entry) -> int | None:
-        """How many wait before this one; None where it does not wait."""
+        """How many jobs wait before this one; None if it does not wait."""
         if entry.status != "queued":
             return None
         with self._lock:
@@ -275,7 +275,7 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, which no other thread or process comes between."""
+        """One transaction; no other thread or process writes during it."""
         with self._lock:
             self._file.execute("BEGIN IMMEDIATE")
             try:
@@ -288,10 +288,10 @@ class Ledger:
 
 @contextmanager
 def locked(state_dir: Path) -> Iterator[None]:
-    """Hold a folder of state for one server; the system lets go of it when the process ends.
+    """Lock the state folder for one server; the system releases it when the process ends.
 
     Raises:
-        ConfigInvalid: another server has it.
+        ConfigInvalid: another server uses the folder, or it can't be written.
     """
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def locked(state_dir: Path) -> Iterator[None]:
 
 
 def without_pictures(value: Any) -> Any:
-    """The same JSON with a word in place of each text that is too long to be anything else."""
+    """The same JSON, with a short text in place of each picture or other very long text."""
     if isinstance(value, Mapping):
         return {name: without_pictures(inner) for name, inner in value.items()}
     if isinstance(value, list):

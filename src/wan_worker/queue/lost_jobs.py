@@ -1,7 +1,8 @@
-"""What became of a job whose process is gone? Its manifest is written last: where it is, all is.
+"""How did a job end whose process died? If its manifest exists, it finished and has all its files.
 
-So the answer of a job that had finished is made from it, and none is lost while somebody is told.
-Not covered: a manifest in a bucket, which whoever reads the bucket has.
+The manifest is written last. So the answer of a finished job is made from it, and is not lost if
+the process dies before it reports the answer.
+Not covered: a manifest in a bucket; callers can read it there.
 """
 
 import json
@@ -12,7 +13,7 @@ from wan_worker.delivery import storage
 
 
 def answer(job_id: str, output_dir: Path) -> dict[str, Any] | None:
-    """The response of a job that had put all its files below OUTPUT_DIR; None where it had not."""
+    """The response of a job that stored all its files below OUTPUT_DIR; None for other jobs."""
     root = output_dir.resolve()
     try:
         path = root / storage.job_folder(job_id) / storage.MANIFEST

@@ -1,8 +1,8 @@
-"""Who is watching a job, and what have they not seen yet?
+"""Who is watching a job, and which messages have they not seen yet?
 
-A watcher gets the latest message of each type, a late one too: nothing is queued up behind a slow
-reader. ``ended`` is the last message of a job.
-Not covered: where the messages come from (dispatch), and how they get to a browser (api).
+A watcher gets the latest message of each type, even if it joins late. Older messages are dropped,
+so that none pile up for a slow reader. ``ended`` is the last message of a job.
+Not covered: where messages come from (dispatch), and how a browser gets them (server.routes_live).
 """
 
 import asyncio
@@ -15,21 +15,21 @@ ENDED: Final = "ended"
 
 
 class Watchers:
-    """All jobs' watchers. For the event loop's thread alone."""
+    """The watchers of all jobs. Used only by the event loop's thread."""
 
     def __init__(self) -> None:
         self.changed: Callable[[str, bool], None] = lambda job_id, watched: None
-        """Called where a job gets its first watcher, or loses its last one."""
+        """Called when a job gets its first watcher, or loses its last one."""
         self._latest: dict[str, dict[str, Message]] = {}
         self._watching: dict[str, set[_Watcher]] = {}
 
     def publish(self, job_id: str, message: Message) -> None:
-        """Tell those who watch the job, and those who will."""
+        """Send a message to the job's watchers, and keep it for later ones."""
         latest = self._latest.setdefault(job_id, {})
         latest[message["type"]] = message
         for watcher in self._watching.get(job_id, ()):
             watcher.put(message)
-        if message["type"] == ENDED:  # from now on the ledger knows
+        if message["type"] == ENDED:  # the ledger has the end
             del self._latest[job_id]
 
     def latest(self, job_id: str, kind: str) -> Message | None:
@@ -42,16 +42,16 @@ class Watchers:
         return tuple(self._watching)
 
     async def follow(self, job_id: str) -> AsyncGenerator[Message, None]:
-        """What is known of the job now, and then what is new, until it has ended.
+        """The latest messages about the job, and then each new one, until it has ended.
 
-        For a job that has not ended: of one that has, there is nothing more to hear.
+        Only for a job that has not ended: an ended job has no more messages.
         """
         watcher = _Watcher()
         for message in self._latest.get(job_id, {}).values():
             watcher.put(message)
-        others = self._watching.setdefault(job_id, set())
-        others.add(watcher)
-        if len(others) == 1:
+        watchers = self._watching.setdefault(job_id, set())
+        watchers.add(watcher)
+        if len(watchers) == 1:
             self.changed(job_id, True)
         try:
             while True:
@@ -60,8 +60,8 @@ class Watchers:
                     if message["type"] == ENDED:
                         return
         finally:
-            others.discard(watcher)
-            if not others:
+            watchers.discard(watcher)
+            if not watchers:
                 del self._watching[job_id]
                 self.changed(job_id, False)
 
@@ -69,17 +69,17 @@ class Watchers:
 class _Watcher:
     def __init__(self) -> None:
         self._new: dict[str, Message] = {}
-        self._there = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     def put(self, message: Message) -> None:
-        # Put at the end, so that messages of different types keep their order.
+        # Removed and added at the end, so that messages of different types keep their order.
         self._new.pop(message["type"], None)
         self._new[message["type"]] = message
-        self._there.set()
+        self._arrived.set()
 
     async def take(self) -> list[Message]:
-        await self._there.wait()
-        self._there.clear()
+        await self._arrived.wait()
+        self._arrived.clear()
         taken = list(self._new.values())
         self._new.clear()
         return taken

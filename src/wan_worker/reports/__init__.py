@@ -1,6 +1,6 @@
-"""What is asked about models, about the past, and about the worker itself?
+"""What does the worker answer about its models, its past jobs and itself?
 
-Promises: answers come from what is known already: nothing is fetched or loaded, and the GPU is
-not waited for.
-Not covered: the routes that ask (server).
+Promises: an answer uses only what is already known: it fetches and loads nothing, and does not
+wait for the GPU.
+Not covered: the HTTP routes that ask (server).
 """

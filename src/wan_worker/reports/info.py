@@ -1,10 +1,10 @@
-"""Is the worker well, what has it, what can it do, how fast was it, and what would it do?
+"""Is the worker well, what does it have, what can it do, how fast was it, what would it do?
 
-``mode: info`` with a ``report``. Answers come from what is known already: nothing is fetched or
-loaded, torch is not imported and the GPU is not waited for. A field that a report does not take is
-refused, so that nobody waits for a video that was never asked for.
-Not covered: whether a request's URLs lead anywhere (of a callback's, a bucket's and a LoRA's it is
-asked whether they may be dialled).
+It answers ``mode: info`` with a ``report``. It uses only what is already known: it fetches and
+loads nothing, does not import torch and does not wait for the GPU. It refuses a field that the
+report does not take, so that nobody waits for a video that this request does not order.
+Not covered: whether a request's URLs exist. It is only checked whether the URLs of a callback, a
+bucket and a LoRA may be dialled.
 """
 
 import time
@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from wan_worker.catalog.models import MODELS, OTHER_NAMES, Installed, Model, stored_bytes
 from wan_worker.errors import InvalidRequest
-from wan_worker.inputs import references
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning.plan import Plan
 from wan_worker.reports import model_advice, performance
@@ -33,7 +32,7 @@ TAKES: Final[Mapping[str, tuple[str, ...]]] = {
     "performance": (),
     "plan": ("request",),
 }
-"""The fields of each report, beside mode and report."""
+"""The fields that each report takes, besides mode and report."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +43,30 @@ class State:
     installed: Mapping[str, Installed]
     """By model id."""
     components: frozenset[str]
-    """Names of those whose files are whole, whether or not their models are."""
+    """Names of the components whose files are whole, even if their model is not installed."""
     damaged: tuple[str, ...]
-    """Names of components that were whole once."""
+    """Names of the components that were whole earlier, and no longer are."""
     loaded: tuple[str, ...]
     """Names of the components in memory."""
     busy: bool
-    """A job has the GPU."""
+    """A job is using the GPU."""
     checks: Mapping[str, Checked]
-    """Of components, by name: those whose every byte was read."""
+    """Results of reading every byte, by component name; only for components that were read."""
     history: History
     process_peak_bytes: int
 
 
 @dataclass(frozen=True)
 class Planner:
-    """What would become of a request."""
+    """Says what would happen to a request."""
 
-    replan: Callable[[Request], Plan]
+    replan: Callable[[Request], tuple[Request, Plan]]
+    """The request as it can be planned here, and its plan."""
     plan_as_if_installed: model_advice.PlanAsIfInstalled
-    """As if every model were installed."""
+    """Plans as if every model were installed."""
     estimate: model_advice.EstimateOf
     check: Callable[[Request], None]
-    """Raises what refuses it beside the plan, before anything is fetched."""
+    """Raises the errors, besides those of planning, that refuse a request before any fetch."""
 
 
 def is_asked(job: Mapping[str, Any]) -> bool:
@@ -83,12 +83,12 @@ def answer(
     """The response to one question.
 
     Args:
-        job: one that ``is_asked``.
-        planner: for reports about a request.
+        job: a job for which ``is_asked`` is true.
+        planner: used by reports about a request.
 
     Raises:
-        InvalidRequest: a field that the report does not take, or lacks.
-        WorkerError: ``report: plan`` of a request that would be refused, as it would be.
+        InvalidRequest: a field that the report does not take, or a missing one.
+        WorkerError: for ``report: plan``, the error that would refuse the request.
     """
     given: dict[str, Any] = job["input"]
     check(given, contract)
@@ -107,24 +107,24 @@ def answer(
     warnings: list[dict[str, str]] = []
     match report:
         case "health":
-            told: Any = _health(state)
+            content: Any = _health(state)
         case "models":
-            told = {"models": [_model(model, state) for model in MODELS.values()]}
+            content = {"models": [_model(model, state) for model in MODELS.values()]}
         case "capabilities":
-            told = model_advice.capabilities(_named(fields.get("model")))
+            content = model_advice.capabilities(_model_named(fields.get("model")))
         case "performance":
-            told = performance.report(state.history, state.process_peak_bytes, time.time())
+            content = performance.report(state.history, state.process_peak_bytes, time.time())
         case "recommend":
-            told = _recommendation(job, fields, contract, state, planner)
+            content = _recommendation(job, fields, contract, state, planner)
         case "compare":
-            told = _comparison(job, fields, contract, state, planner)
+            content = _comparison(job, fields, contract, state, planner)
         case _:
-            asked = _asked(job, fields.get("request"), contract)
-            asked, planned = references.plan_with(asked, planner.replan)
-            planner.check(asked)
-            told = _plan(planned) | {"estimate": planner.estimate(asked, planned).public()}
+            request = _inner_request(job, fields.get("request"), contract)
+            request, planned = planner.replan(request)
+            planner.check(request)
+            content = _plan(planned) | {"estimate": planner.estimate(request, planned).public()}
             warnings = [{"code": n.code, "message": n.message} for n in planned.notices]
-    return {"status": "completed", "report": report, "info": told, "warnings": warnings}
+    return {"status": "completed", "report": report, "info": content, "warnings": warnings}
 
 
 def _health(state: State) -> dict[str, Any]:
@@ -146,24 +146,24 @@ def _health(state: State) -> dict[str, Any]:
 
 
 def _model(model: Model, state: State) -> dict[str, Any]:
-    here = state.installed.get(model.id)
+    installed = state.installed.get(model.id)
     missing = [name for name in model.component_names if name not in state.components]
     broken = any(name in state.damaged for name in missing)
     return {
         "id": model.id,
         "wan_task": model.wan_task,
-        "status": "installed" if here is not None else "damaged" if broken else "missing",
-        "weights": None if here is None else "tiny" if here.tiny else "full",
+        "status": "installed" if installed is not None else "damaged" if broken else "missing",
+        "weights": None if installed is None else "tiny" if installed.tiny else "full",
         "loaded": set(model.component_names) <= set(state.loaded),
-        "memory_gb": None if here is None else _gb(sum(here.component_bytes.values())),
+        "memory_gb": None if installed is None else _gb(sum(installed.component_bytes.values())),
         "stored_gb": _gb(stored_bytes([model.id])),
         "missing": missing,
-        "verified": None if here is None else _verified(model, state),
+        "verified": None if installed is None else _verified(model, state),
     }
 
 
 def _verified(model: Model, state: State) -> dict[str, Any] | None:
-    """What reading every byte came to; None while a component was not, or has changed since."""
+    """The result of reading every byte; None if a component was not read, or changed afterwards."""
     checks = [state.checks.get(name) for name in model.component_names]
     known = [check for check in checks if check is not None]
     if len(known) < len(checks) and all(check.whole for check in known):
@@ -174,7 +174,7 @@ def _verified(model: Model, state: State) -> dict[str, Any] | None:
     }
 
 
-def _named(name: str | None, field: str = "model") -> Model:
+def _model_named(name: str | None, field: str = "model") -> Model:
     model = MODELS.get(OTHER_NAMES.get(name or "", name or ""))
     if model is None:
         raise InvalidRequest(f"Name a model: {', '.join(MODELS)}", field=f"/input/{field}")
@@ -189,13 +189,13 @@ def _recommendation(
     planner: Planner,
 ) -> dict[str, Any]:
     given = _without_prompt(fields.get("request"))
-    asked = _asked(job, given, contract)
-    if asked.model != "auto":
+    request = _inner_request(job, given, contract)
+    if request.model != "auto":
         raise InvalidRequest(
             "Leave it out: this asks which model to take", field="/input/request/model"
         )
     return model_advice.recommend(
-        replace(asked, enhance_prompt=False),
+        replace(request, enhance_prompt=False),
         fields.get("priority", "quality"),
         state.installed,
         state.components,
@@ -211,22 +211,22 @@ def _comparison(
     state: State,
     planner: Planner,
 ) -> dict[str, Any]:
-    first, second = _named(fields.get("model")), _named(fields.get("other"), "other")
+    first, second = _model_named(fields.get("model")), _model_named(fields.get("other"), "other")
     if first is second:
         raise InvalidRequest("Name another model than model does", field="/input/other")
     given = _without_prompt(fields.get("request", model_advice.MUTUAL_JOB))
 
-    def asked(model: Model) -> Request:
+    def request_for(model: Model) -> Request:
         request = {**given, "model": model.id}
         if "request" not in fields and model.text_pipeline is None:
             request["image_url"] = model_advice.PICTURE
         if "request" not in fields and model.last_image == "required":
             request["last_image_url"] = model_advice.PICTURE
-        return replace(_asked(job, request, contract), enhance_prompt=False)
+        return replace(_inner_request(job, request, contract), enhance_prompt=False)
 
     return model_advice.compare(
         (first, second),
-        (asked(first), asked(second)),
+        (request_for(first), request_for(second)),
         state.installed,
         state.components,
         planner.plan_as_if_installed,
@@ -235,25 +235,27 @@ def _comparison(
 
 
 def _without_prompt(inner: Any) -> Any:
-    """A request for a question that the prompt does not matter to."""
+    """The request with a stand-in for the prompt, for questions that do not depend on it."""
     return {"prompt": "x", **inner} if isinstance(inner, dict) else inner
 
 
-def _asked(job: Mapping[str, Any], inner: dict[str, Any] | None, contract: Contract) -> Request:
+def _inner_request(
+    job: Mapping[str, Any], inner: dict[str, Any] | None, contract: Contract
+) -> Request:
     """The request inside a question."""
     if inner is None:
         raise InvalidRequest("Give the request that this is about", field="/input/request")
     try:
         return parse.request({"id": job.get("id", "local"), "input": inner}, contract)
     except InvalidRequest as problem:
-        # One level down from where the request would be if it were sent.
+        # In a question, the request is one level deeper than in a job.
         pointer = (problem.field or "/input").replace("/input", "/input/request", 1)
         message = problem.message.replace("; /input/", "; /input/request/")
         raise InvalidRequest(message, field=pointer) from None
 
 
 def _plan(planned: Plan) -> dict[str, Any]:
-    known = planned.size is not None  # else the picture sets it
+    known = planned.size is not None  # otherwise the picture decides it
     width, height = planned.delivered_size if known else (None, None)
     made_wide, made_high = planned.generated_size if known else (None, None)
     return {

@@ -1,9 +1,9 @@
-"""What does a Prometheus server read of this worker? The text format, from reports.
+"""What does a Prometheus server read from this worker? Reports, in Prometheus's text format.
 
-Pure: the answers of ``mode: info`` and what the HTTP server knows of its queue -> the body of
-``/metrics``. Nothing is counted here, and no registry is kept: the numbers are the worker's own,
-and begin again with its process, as Prometheus expects of a counter.
-Not covered: the route (api_system).
+Pure: the answers of ``mode: info`` and the HTTP server's view of its queue -> the body of
+``/metrics``. This module counts nothing and keeps no registry. The numbers are the worker's own,
+and start again with its process, as Prometheus expects of a counter.
+Not covered: the route (server.routes_system).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,27 +18,27 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 QUANTILES: Final = {"median": "0.5", "p90": "0.9", "p99": "0.99"}
-"""A report's names for them, and Prometheus's."""
+"""The names of quantiles in a report, and in Prometheus."""
 
 GB: Final = 1e9
 
 
 @dataclass(frozen=True)
 class Server:
-    """What the server knows by itself."""
+    """What the HTTP server knows without asking the engine."""
 
     queued: int
     running: int
     limit: int
     """Jobs that may wait."""
     engine_up: bool
-    """The process that generates takes jobs."""
+    """The engine takes jobs."""
     restarts: int
-    """Of that process."""
+    """Restarts of the engine."""
 
 
 class _Families(Collector):
-    """What ``generate_latest`` reads from in place of a registry."""
+    """Gives ``generate_latest`` the metrics, in place of a registry."""
 
     def __init__(self, families: Iterator[Metric]) -> None:
         self._families = families
@@ -55,9 +55,9 @@ def render(
     """The metrics in Prometheus's text format, version 0.0.4.
 
     Args:
-        health, performance: ``info`` of the answers to these reports; None where nobody answers,
-            as while the process that generates starts.
-        server: None where there is no queue.
+        health, performance: ``info`` from the answers to these reports; None if nobody answers,
+            for example while the engine starts.
+        server: None if there is no queue.
     """
     return generate_latest(_Families(_families(health, performance, server)))
 
@@ -163,6 +163,6 @@ def _summarize(
 
 def _present(name: str, meaning: str, label: str, found: list[str]) -> Metric:
     family = GaugeMetricFamily(name, meaning, labels=[label])
-    for one in found:
-        family.add_metric([one], 1)
+    for value in found:
+        family.add_metric([value], 1)
     return family

@@ -1,8 +1,8 @@
 """Which model should a job take, and how do two of them differ?
 
-Every model of the catalog is planned for by the real planner, as if all of them were installed:
-what it refuses, and why, is part of the answer. Nothing is fetched or loaded for it.
-Not covered: how good a picture comes out; the catalog's order stands for it, best last.
+The real planner plans for every model of the catalog, as if all were installed. Models that it
+refuses, and why, are part of the answer. Nothing is fetched or loaded.
+Not covered: the quality of the pictures; the catalog's order stands for it, best last.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,10 +26,10 @@ EstimateOf = Callable[[Request, Plan], Estimate]
 MUTUAL_JOB: Final[Mapping[str, Any]] = {
     "mode": "video", "size": "832x480", "num_frames": 81, "num_inference_steps": 50,
 }  # fmt: skip
-"""What two models are compared by where no request is given: one that all of them can make."""
+"""The job by which two models are compared, if no request is given; every model can make it."""
 
 PICTURE: Final = "data:,"
-"""Stands for a picture: nobody looks at it."""
+"""A stand-in for a picture, which nothing reads."""
 
 
 @dataclass(frozen=True)
@@ -40,54 +40,58 @@ class _Candidate:
 
     @property
     def memory_bytes(self) -> int:
-        """Peak on the GPU; on a CPU, where none is estimated, the weights."""
+        """Estimated peak on the GPU; on a CPU, which has no estimate, the size of the weights."""
         return self.plan.layout.peak_bytes or stored_bytes([self.model.id])
 
 
 def recommend(
-    asked: Request,
+    request: Request,
     priority: Priority,
     installed: Collection[str],
     components: Collection[str],
     plan_as_if_installed: PlanAsIfInstalled,
-    foresee: EstimateOf,
+    estimate_of: EstimateOf,
 ) -> dict[str, Any]:
-    """Every model that can do it, best first, and what is in the way of the others.
+    """Every model that can do the request, best first, and why the others can't.
 
     Args:
-        installed: ids of models.
-        components: names of those that are here, whichever models need them.
+        installed: ids of the installed models.
+        components: names of the installed components, whichever models need them.
     """
-    able, refused = [], []
+    capable, refused = [], []
     for model in MODELS.values():
-        named = replace(asked, model=model.id)
+        named = replace(request, model=model.id)
         try:
             plan = plan_as_if_installed(named)
         except WorkerError as problem:
             refusal = {"model": model.id, "code": problem.code, "message": problem.message}
             refused.append(refusal)
         else:
-            able.append(_Candidate(model, plan, foresee(named, plan)))
-    able.sort(key=_order(priority))
-    here = [candidate.model.id for candidate in able if candidate.model.id in installed]
+            capable.append(_Candidate(model, plan, estimate_of(named, plan)))
+    capable.sort(key=_order(priority))
+    installed_candidates = [
+        candidate.model.id for candidate in capable if candidate.model.id in installed
+    ]
     return {
         "priority": priority,
-        "best": able[0].model.id if able else None,
-        "best_installed": here[0] if here else None,
+        "best": capable[0].model.id if capable else None,
+        "best_installed": installed_candidates[0] if installed_candidates else None,
         "candidates": [
             {
-                "model": one.model.id,
-                "wan_task": one.model.wan_task,
-                "installed": one.model.id in installed,
-                "download_gb": _missing_gb(one.model, components),
-                "memory_gb": _gb(one.memory_bytes),
-                "estimate": one.estimate.public(),
-                "accelerations": _accelerations(one.model),
-                "reasons": list(_why(one, able, priority, installed)),
-                "plan": one.plan.public(),
-                "warnings": [{"code": n.code, "message": n.message} for n in one.plan.notices],
+                "model": candidate.model.id,
+                "wan_task": candidate.model.wan_task,
+                "installed": candidate.model.id in installed,
+                "download_gb": _missing_gb(candidate.model, components),
+                "memory_gb": _gb(candidate.memory_bytes),
+                "estimate": candidate.estimate.public(),
+                "accelerations": _accelerations(candidate.model),
+                "reasons": list(_why(candidate, capable, priority, installed)),
+                "plan": candidate.plan.public(),
+                "warnings": [
+                    {"code": n.code, "message": n.message} for n in candidate.plan.notices
+                ],
             }
-            for one in able
+            for candidate in capable
         ],
         "refused": refused,
     }
@@ -99,15 +103,15 @@ def compare(
     installed: Collection[str],
     components: Collection[str],
     plan_as_if_installed: PlanAsIfInstalled,
-    foresee: EstimateOf,
+    estimate_of: EstimateOf,
 ) -> dict[str, Any]:
     """Two models side by side, for the same job.
 
     Args:
-        requests: that job, once for each of them.
+        requests: that job, once for each model.
     """
     sides = []
-    for model, asked in zip(models, requests, strict=True):
+    for model, request in zip(models, requests, strict=True):
         side: dict[str, Any] = {
             "model": model.id,
             "wan_task": model.wan_task,
@@ -123,11 +127,11 @@ def compare(
             "refused": None,
         }
         try:
-            plan = plan_as_if_installed(asked)
+            plan = plan_as_if_installed(request)
         except WorkerError as problem:
             side["refused"] = {"code": problem.code, "message": problem.message}
         else:
-            candidate = _Candidate(model, plan, foresee(asked, plan))
+            candidate = _Candidate(model, plan, estimate_of(request, plan))
             side["memory_gb"] = _gb(candidate.memory_bytes)
             side["estimate"] = candidate.estimate.public()
         sides.append(side)
@@ -140,7 +144,7 @@ def compare(
 
 
 def complete(installed: Mapping[str, Installed]) -> dict[str, Installed]:
-    """Every model as if it were installed: those that are not, at the sizes that they would be."""
+    """Every model as if it were installed; missing ones with the sizes that they would have."""
     return {
         model.id: installed.get(model.id)
         or Installed({part.name: part.stored_bytes for part in model.components}, tiny=False)
@@ -149,7 +153,7 @@ def complete(installed: Mapping[str, Installed]) -> dict[str, Installed]:
 
 
 def complete_extras(extras: Mapping[str, Installed]) -> dict[str, Installed]:
-    """The same of what is beside the models."""
+    """The same for the extras."""
     return {
         name: extras.get(name) or Installed({name: part.stored_bytes}, tiny=False)
         for name, part in EXTRAS.items()
@@ -157,7 +161,7 @@ def complete_extras(extras: Mapping[str, Installed]) -> dict[str, Installed]:
 
 
 def capabilities(model: Model) -> dict[str, Any]:
-    """What one model takes and makes."""
+    """What one model takes as input, and what it makes."""
     width, height = model.default_size
     return {
         "id": model.id,
@@ -183,40 +187,45 @@ def capabilities(model: Model) -> dict[str, Any]:
 
 
 def _order(priority: Priority) -> Callable[[_Candidate], Any]:
-    """Sorting key: what is preferred comes first; then the catalog's better one."""
+    """Sorting key: first by the priority, then by the catalog's order, the better model first."""
     places = {name: place for place, name in enumerate(reversed(MODELS))}
 
-    def quality(one: _Candidate) -> Any:
-        return loses_detail(one.model, job_size(one.plan).pixels), places[one.model.id]
+    def quality(candidate: _Candidate) -> Any:
+        return loses_detail(candidate.model, job_size(candidate.plan).pixels), places[
+            candidate.model.id
+        ]
 
-    def speed(one: _Candidate) -> Any:
-        return one.estimate.seconds, *quality(one)
+    def speed(candidate: _Candidate) -> Any:
+        return candidate.estimate.seconds, *quality(candidate)
 
-    def memory(one: _Candidate) -> Any:
-        return one.memory_bytes, *quality(one)
+    def memory(candidate: _Candidate) -> Any:
+        return candidate.memory_bytes, *quality(candidate)
 
     return {"quality": quality, "speed": speed, "memory": memory}[priority]
 
 
 def _why(
-    one: _Candidate, able: list[_Candidate], priority: Priority, installed: Collection[str]
+    candidate: _Candidate, capable: list[_Candidate], priority: Priority, installed: Collection[str]
 ) -> Iterator[str]:
-    place = f"{able.index(one) + 1} of {len(able)}"
-    seconds, memory = one.estimate.seconds, _gb(one.memory_bytes)
-    said = {
+    place = f"{capable.index(candidate) + 1} of {len(capable)}"
+    seconds, memory = candidate.estimate.seconds, _gb(candidate.memory_bytes)
+    figures = {
         "quality": "the catalog's order, best first",
-        "speed": f"{seconds:.3g} s, {one.estimate.basis}",
+        "speed": f"{seconds:.3g} s, {candidate.estimate.basis}",
         "memory": f"{memory:g} GB",
     }
-    yield f"{priority}: {place}, {said[priority]}"
-    if loses_detail(one.model, job_size(one.plan).pixels):
-        yield f"size: {one.model.id} loses detail below {one.model.min_pixels} pixels a frame"
-    if one.model.id not in installed:
-        yield f"model: {install_hint(one.model.id)}"
+    yield f"{priority}: {place}, {figures[priority]}"
+    if loses_detail(candidate.model, job_size(candidate.plan).pixels):
+        yield (
+            f"size: {candidate.model.id} loses detail below {candidate.model.min_pixels} pixels "
+            "a frame"
+        )
+    if candidate.model.id not in installed:
+        yield f"model: {install_hint(candidate.model.id)}"
 
 
 def _advantages(model: Model, other: Model) -> Iterator[str]:
-    """What a model can and another can't."""
+    """What a model can do and another can't."""
     theirs = set(_abilities(other))
     yield from (ability for ability in _abilities(model) if ability not in theirs)
     if model.max_pixels > other.max_pixels:
@@ -244,7 +253,7 @@ def _accelerations(model: Model) -> list[str]:
 
 
 def _parameters_b(model: Model) -> float:
-    """Billions of all its transformers: most of their weights are stored in two bytes."""
+    """Billions of parameters in all its transformers, at two bytes each, as most are stored."""
     parts = [c.stored_bytes for c in model.components if c.role.startswith("transformer")]
     return round(sum(parts) / 2e9, 1)
 

@@ -1,8 +1,8 @@
 """How fast has this worker been, how much memory has it taken, and what has failed?
 
-Pure: a history of jobs -> ``report: performance``. Counts and sums are of all jobs since the worker
-started, percentiles of the last ones.
-Not covered: which work a job is made of (work), and other workers of the same endpoint.
+Pure: a history of jobs -> ``report: performance``. Counts and sums cover all jobs since the worker
+started; percentiles cover the latest jobs.
+Not covered: the parts of a job's work (timing.work), and other workers of the same endpoint.
 """
 
 import math
@@ -14,11 +14,11 @@ from wan_worker.errors import Canceled
 from wan_worker.timing.record import COMPLETED, RECENT, Ended, History
 
 STAGES: Final = ("queue", "load", "prompt", "denoise", "decode_encode", "upload", "total")
-"""As the response's timings have them."""
+"""The same stages as in the response's timings."""
 
 
 def report(history: History, process_peak_bytes: int, now: float) -> dict[str, Any]:
-    """What ``report: performance`` tells.
+    """The content of ``report: performance``.
 
     Args:
         process_peak_bytes: most main memory that this process has held.
@@ -52,7 +52,10 @@ def report(history: History, process_peak_bytes: int, now: float) -> dict[str, A
 
 
 def percentiles(values: Sequence[float]) -> Mapping[str, float | None]:
-    """Median, 90th and 99th: the least value that so many are not above; None without values."""
+    """Median, 90th and 99th percentile: the smallest value with that share at or below it.
+
+    None without values.
+    """
     ordered = sorted(values)
     return {
         name: round(ordered[math.ceil(share * len(ordered)) - 1], 4) if ordered else None

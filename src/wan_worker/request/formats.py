@@ -1,7 +1,8 @@
-"""What can the delivered file hold? The rules that come from file formats and players, not models.
+"""What can the delivered file hold? File formats and players set these rules, not models.
 
-Pure, and asked before any work. Not covered: writing the files (encode), and whether a file fits
-into a response: how well frames compress is known only when they are written (storage).
+Pure; the rules are checked before any work. Not covered: writing the files (media.encode), and
+whether a file fits into a response: how well frames compress is known only after they are written
+(delivery.storage).
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,15 +18,15 @@ VIDEO_FORMATS: Final = ("mp4", "webm", "gif")
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp")
 
 MAX_GIF_FPS: Final = 50
-"""Browsers show a GIF's frame of less than 2/100 s for 10/100 s."""
+"""Browsers show a GIF frame that is shorter than 2/100 s for 10/100 s."""
 
 MAX_VIDEO_PIXELS: Final = 36_864 * 16 * 16
-"""Largest frame of H.264 level 5.1 (ITU-T H.264, table A-1: MaxFS in macroblocks of 16x16), the
-last one that phones and televisions decode: 4096x2304. What Wan makes itself is far below."""
+"""Largest frame of H.264 level 5.1 (ITU-T H.264, table A-1: MaxFS in macroblocks of 16x16):
+4096x2304. Phones and televisions decode no higher level. Wan's own frames are far smaller."""
 
 
 def output_format(asked: str | None, mode: Mode) -> str:
-    """The format asked for, or the mode's first."""
+    """The format that was asked for, or the mode's first one."""
     formats = VIDEO_FORMATS if mode == "video" else IMAGE_FORMATS
     if asked is None:
         return formats[0]
@@ -42,7 +43,7 @@ def check_container(
     """Refuse a size or rate that the format can't hold.
 
     Args:
-        size: the explicit one; sizes that the worker chooses are even.
+        size: the explicit size; sizes that the worker chooses are even.
         where: JSON pointer of each field.
     """
     if form == "gif" and fields.get("fps", 0) > MAX_GIF_FPS:
@@ -51,7 +52,7 @@ def check_container(
             "mp4 and webm have no such limit",
             field="/input/fps",
         )
-    # VP9 rounds its colour planes up and GIF has none.
+    # VP9 rounds the size of its colour planes up. GIF has no colour planes.
     if form == "mp4" and size is not None and fields.get("upscale", 1) == 1:
         for name, side in zip(("width", "height"), size, strict=True):
             if side % 2:
@@ -63,10 +64,10 @@ def check_container(
 
 
 def check_upscaled(mode: Mode, area: int, factor: int, field: str) -> None:
-    """Refuse frames that are too large once they are enlarged.
+    """Refuse frames that would be too large after upscaling.
 
     Args:
-        area: pixels of a frame before; an image's shape is fitted into no more than these.
+        area: pixels of a frame before upscaling; an image's shape is fitted into at most these.
     """
     if factor == 1 or mode == "image" or area * factor**2 <= MAX_VIDEO_PIXELS:
         return
@@ -79,7 +80,7 @@ def check_upscaled(mode: Mode, area: int, factor: int, field: str) -> None:
 
 
 def reasons(form: str, fps: int, upscale: int) -> Iterator[str]:
-    """What the file does otherwise than its numbers say, and how frames are enlarged."""
+    """Where the file differs from its numbers, and how frames are upscaled."""
     if form == "gif" and 100 % fps:
         yield (
             f"fps: {fps}; a gif counts in 1/100 s, so its frames last {100 // fps} or "

@@ -1,8 +1,8 @@
-"""What does a client of the older API say? Its ``config`` and ``metadata`` become fields of today.
+"""What does a client of the older API ask for? ``config`` and ``metadata`` become today's fields.
 
-``config.first_frame`` and ``metadata.start_reference_url`` become image_url,
-``metadata.end_reference_url`` last_image_url, all with the fallback that they had there.
-Not covered: everything that comes after (request).
+``config.first_frame`` and ``metadata.start_reference_url`` become image_url.
+``metadata.end_reference_url`` becomes last_image_url. All keep the fallback of the older API.
+Not covered: all that comes after (parse).
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from wan_worker.errors import InvalidRequest
 def open_envelope(
     fields: dict[str, Any], where: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, str], list[tuple[str, str]]]:
-    """The fields with what the envelope held, where each was given, and warnings.
+    """The fields with the envelope's content, the JSON pointer of each, and notices.
 
     Raises:
-        InvalidRequest: two pictures for one frame.
+        InvalidRequest: two pictures are given for one frame.
     """
     config, metadata = fields.get("config", {}), fields.get("metadata", {})
     starts = {

@@ -1,6 +1,6 @@
 """Which LoRA adapters does a request ask for, and how does its answer report them?
 
-Not covered: their files (lora_store) and what is in them (lora).
+Not covered: their files (weights.lora_files) and what is in the files (pipelines.lora).
 """
 
 import re
@@ -13,17 +13,17 @@ from wan_worker.errors import InvalidRequest
 Stage = Literal["high", "low", "both"]
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+() -]{0,199}", re.ASCII)
-"""A file's own name: no folder, nothing hidden, nothing encoded."""
+"""A plain file name: without a folder, not hidden, not encoded."""
 
 SUFFIX: Final = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Lora:
-    """One adapter of the request, and how strongly it is applied to which expert."""
+    """One adapter of the request: its scale, and the expert that it is applied to."""
 
     source: str
-    """Name of a file in the store without its suffix, or a URL."""
+    """Name of a file in the store, without its suffix, or a URL."""
     scale: float = 1.0
     stage: Stage = "both"
     """For models with two experts: the high-noise one, the low-noise one or both."""
@@ -36,12 +36,12 @@ class Lora:
 
     @property
     def name(self) -> str:
-        """The file's name, or the URL's host: the rest of a URL may be a secret."""
+        """The file's name, or only the URL's host: the rest of a URL may be a secret."""
         if not self.is_url:
             return self.source
         try:
             return urlsplit(self.source).hostname or "a URL"
-        except ValueError:  # net refuses it, and says why
+        except ValueError:  # inputs.net refuses it and says why
             return "a URL"
 
     @property
@@ -58,23 +58,23 @@ class PlannedLora:
     scale: float
     stage: str
     sha256: str | None = None
-    """Of a downloaded file; None until it is here."""
+    """Hash of a downloaded file; None until it is downloaded."""
     matched: int = 0
-    """Tensors that found their place in an expert; 0 until they have."""
+    """Number of tensors that match an expert's; 0 until they are matched."""
 
     @classmethod
     def of(cls, lora: Lora) -> "PlannedLora":
         return cls(lora.name, lora.scale, lora.stage)
 
 
-def parse(given: list[dict[str, Any]]) -> tuple[Lora, ...]:
-    """The adapters of a request that keeps to the schema.
+def parse(entries: list[dict[str, Any]]) -> tuple[Lora, ...]:
+    """The adapters of a request that follows the schema.
 
     Raises:
         InvalidRequest: a source is neither a plain file name nor a URL.
     """
     loras = []
-    for index, entry in enumerate(given):
+    for index, entry in enumerate(entries):
         field, source = f"/input/loras/{index}", entry["source"]
         if "://" not in source:
             if not NAME.fullmatch(source):

@@ -1,8 +1,9 @@
-"""Which outputs does a request ask for? A prompt and a seed for each.
+"""Which outputs does a request ask for? Each has a prompt and a seed.
 
-``num_outputs`` makes several of one prompt, a list of prompts makes one of each; output i uses
-seed + i either way. So every output can be made again alone, from what its asset says.
-Not covered: how many are made at a time (plan).
+``num_outputs`` makes several outputs of one prompt. A list of prompts makes one output for each.
+In both cases output i uses seed + i. So each output can be made again alone, from what its asset
+reports.
+Not covered: how many outputs are made at a time (planning.plan).
 """
 
 import secrets
@@ -15,15 +16,15 @@ from wan_worker.errors import InvalidRequest
 
 LARGEST_SEED: Final = 2**63 - 1
 DRAWN_SEEDS: Final = 2**32
-"""Drawn seeds stay below 2^53, so that JavaScript clients can read them back exactly."""
+"""Drawn seeds stay below 2^53, so that JavaScript clients read them back exactly."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """One file to make. Two equal outputs of equal plans are the same picture."""
+    """One file to make. Equal outputs of equal plans give the same picture."""
 
     prompt: str
-    """Empty where an image alone says what to show."""
+    """Empty if an image alone says what to show."""
     seed: int
 
 
@@ -33,13 +34,13 @@ def read(
     """The outputs in order, at least one.
 
     Args:
-        fields: a request's fields by canonical name, already held against the schema.
-        where: JSON pointer that each was given under.
-        has_picture: whether there is one to start from: it may stand without a prompt.
+        fields: a request's fields by canonical name; they follow the schema.
+        where: JSON pointer under which each field was given.
+        has_picture: whether the job starts from a picture; then it needs no prompt.
 
     Raises:
-        InvalidRequest: no prompt, a blank one, a list beside num_outputs, or seeds that end before
-            the outputs do.
+        InvalidRequest: no prompt, a blank prompt, a list of prompts together with num_outputs, or
+            a seed that is too large for so many outputs.
     """
     prompts, count = _prompts(fields, where, has_picture), int(fields.get("num_outputs", 1))
     if len(prompts) > 1 and count > 1:
@@ -80,5 +81,5 @@ def _prompts(
 
 
 def _is_visible(character: str) -> bool:
-    """Not a separator, a control, or one of the marks of no width that look like nothing."""
+    """Not a separator, a control character, or a mark of no width that shows nothing."""
     return unicodedata.category(character)[0] not in "ZC"

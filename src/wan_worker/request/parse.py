@@ -1,12 +1,12 @@
 """Is this input right, and what exactly does it ask for?
 
-``parse`` turns an untrusted job into a frozen ``Request``, or raises ``InvalidRequest`` naming the
-JSON pointer and the rule. It never repeats a value: it could be a secret. Order of precedence:
-a field of the request, then its preset, then (in plan) the model's own default.
+``request`` turns an untrusted job into a frozen ``Request``, or raises ``InvalidRequest`` with the
+JSON pointer and the rule. It never repeats a value: it could be a secret. A field of the request
+comes before its preset, and that before the model's own default (planning.defaults).
 
-The schema has the rules for single fields (contract); here are those across fields.
-Not covered: anything that depends on the machine or on installed models (plan), and what is behind
-a URL (net, images).
+The rules of single fields are the schema's (schema); the rules across fields are here.
+Not covered: anything that depends on the machine or on installed models (planning), and what is
+behind a URL (inputs).
 """
 
 import re
@@ -16,8 +16,7 @@ from typing import Any, Final, Literal
 
 from wan_worker.catalog.models import OTHER_NAMES, Size
 from wan_worker.errors import InvalidRequest
-from wan_worker.request import formats, outputs
-from wan_worker.request import loras as adapters
+from wan_worker.request import formats, loras, outputs
 from wan_worker.request.formats import Mode
 from wan_worker.request.legacy_envelope import open_envelope
 from wan_worker.request.loras import Lora
@@ -26,7 +25,7 @@ from wan_worker.request.schema import Contract, check
 from wan_worker.settings import Bucket, Secret, WeightType, is_endpoint
 
 Acceleration = Literal["exact", "cached", "turbo"]
-"""How much of Wan's own function a request insists on."""
+"""How far a job may depart from Wan's own function: not at all (``exact``), or to be faster."""
 
 PROFILE_ONLY: Final = "profile belongs to job_type video_fast and video7b_fast_enhanced"
 
@@ -39,15 +38,27 @@ STRENGTH: Final = 0.7
 
 @dataclass(frozen=True)
 class Notice:
-    """What went otherwise than asked, without failing: an entry of the response's warnings."""
+    """Something was done differently than asked, without failing: a warning of the response."""
 
     code: str
     message: str
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture to start from, as the request gives it."""
+
+    field: str
+    """One of ``REFERENCES``."""
+    source: str
+    """A URL, a data URI or base64."""
+    pointer: str
+    """JSON pointer that it was given under."""
+
+
+@dataclass(frozen=True)
 class Request:
-    """What was asked for, with presets applied. None: the model's own default (plan decides)."""
+    """What was asked for, with presets applied. None: the plan takes the model's own default."""
 
     job_id: str
     mode: Mode
@@ -90,7 +101,7 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """The first output's."""
+        """The first output's prompt."""
         return self.outputs[0].prompt
 
     def pointer(self, name: str) -> str:
@@ -99,17 +110,23 @@ class Request:
             name = "width"
         return self.where.get(name, f"/input/{name}")
 
-    def reference(self, name: str) -> str | None:
-        """The picture given under one of ``REFERENCES``."""
-        return self.image if name == "image_url" else self.last_image
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures that are given, in the order of ``REFERENCES``."""
+        sources = zip(REFERENCES, (self.image, self.last_image), strict=True)
+        return tuple(
+            Picture(name, source, self.pointer(name))
+            for name, source in sources
+            if source is not None
+        )
 
     @property
     def references(self) -> tuple[str, ...]:
         """Which of ``REFERENCES`` are given."""
-        return tuple(name for name in REFERENCES if self.reference(name) is not None)
+        return tuple(picture.field for picture in self.pictures)
 
     def without(self, names: Iterable[str], notice: Notice) -> "Request":
-        """The same request without these pictures, saying why."""
+        """The same request without these pictures, and a notice that says why."""
         image = None if "image_url" in names else self.image
         return replace(
             self,
@@ -174,7 +191,7 @@ def request(job: Mapping[str, Any], contract: Contract) -> Request:
         solver=pick("solver"),
         flow_shift=pick("flow_shift"),
         upscale=int(fields.get("upscale", 1)),
-        loras=adapters.parse(fields.get("loras", [])),
+        loras=loras.parse(fields.get("loras", [])),
         acceleration=fields.get("acceleration", "exact"),
         precision=None if fields.get("precision") == "auto" else fields.get("precision"),
         output_format=output_format,

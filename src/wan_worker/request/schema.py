@@ -21,6 +21,39 @@ from jsonschema.exceptions import SchemaError, ValidationError
 from wan_worker.errors import ConfigInvalid, InvalidRequest
 
 SCHEMAS_DIR: Final = Path(__file__).resolve().parents[3] / "schemas"
+SCHEMA: Final = "request.schema.json"
+PRESETS: Final = "presets.json"
+
+_NAMES: Final[Mapping[str, Any]] = {
+    "required": ["enum"],
+    "properties": {"enum": {"type": "array", "items": {"type": "string"}}},
+}
+NEEDED_OF_SCHEMA: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["properties"],
+    "properties": {
+        "properties": {
+            "required": ["job_type", "profile"],
+            "properties": {"job_type": _NAMES, "profile": _NAMES},
+            "additionalProperties": {"type": "object"},
+        }
+    },
+}
+NEEDED_OF_PRESETS: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "if": {"type": "object", "required": ["extends"]},
+        "then": {"properties": {"extends": {"type": "string"}}},
+        "else": {"required": ["mode"]},
+        "properties": {
+            "values": {"type": "object"},
+            "profiles": {"type": "object", "additionalProperties": {"type": "object"}},
+        },
+    },
+}
+"""What the code reads of the two files, beside what makes them valid."""
+
 MAX_DEPTH: Final = 8
 MAX_VALUES: Final = 2_000
 MAX_PROBLEMS: Final = 5
@@ -47,30 +80,68 @@ def load(folder: Path = SCHEMAS_DIR) -> Contract:
     """Read schema and presets.
 
     Raises:
-        ConfigInvalid: if a file is missing, no JSON, or no valid schema.
+        ConfigInvalid: a file can't be used; the message says which, why, and what to do.
     """
+    schema = _read(folder, SCHEMA)
     try:
-        schema = json.loads((folder / "request.schema.json").read_text("utf-8"))
-        presets = _extended(json.loads((folder / "presets.json").read_text("utf-8")))
         Draft202012Validator.check_schema(schema)
-        fields = schema["properties"]
-        aliases = {name: f["x-alias-of"] for name, f in fields.items() if "x-alias-of" in f}
-        validator = Draft202012Validator(schema)
-        _check_presets(presets, validator, fields["job_type"]["enum"], fields["profile"]["enum"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
-        raise ConfigInvalid(
-            f"schemas/ is not usable ({type(error).__name__}): the image is built wrong"
-        ) from error
+    except SchemaError as error:
+        raise _unusable(SCHEMA, _said(error)) from None
+    _hold(schema, NEEDED_OF_SCHEMA, SCHEMA)
+    validator, fields = Draft202012Validator(schema), schema["properties"]
+    presets = _extended(_hold(_read(folder, PRESETS), NEEDED_OF_PRESETS, PRESETS))
+    _check_presets(presets, validator, fields["job_type"]["enum"], fields["profile"]["enum"])
+    aliases = {name: f["x-alias-of"] for name, f in fields.items() if "x-alias-of" in f}
     return Contract(validator, tuple(fields), aliases, presets)
+
+
+def _read(folder: Path, name: str) -> Any:
+    try:
+        return json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError:
+        raise _unusable(name, "it is missing") from None
+    except OSError as error:
+        raise _unusable(name, error.strerror or type(error).__name__) from error
+    except UnicodeDecodeError:
+        raise _unusable(name, "it is no UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _unusable(name, f"it is no JSON: {error.msg}, {where}") from None
+
+
+def _unusable(name: str, why: str) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"schemas/{name} can't be used: {why}; take the file from the repository and build the "
+        "image again"
+    )
+
+
+def _hold(value: Any, needed: Mapping[str, Any], name: str) -> Any:
+    """The same value, if it has the parts that the code reads."""
+    for error in Draft202012Validator(needed).iter_errors(value):
+        raise _unusable(name, _said(error))
+    return value
+
+
+def _said(error: SchemaError | ValidationError) -> str:
+    """The library's words: of a file of the repository they may quote anything."""
+    pointer = "".join(f"/{part}" for part in error.absolute_path)
+    return (f"at {pointer}, " if pointer else "") + error.message[:200]
 
 
 def _extended(presets: dict[str, Any]) -> dict[str, Any]:
     """Presets in full: one that ``extends`` another has its values, and its own beside them."""
     full = {}
     for name, preset in presets.items():
-        own = dict(preset)
-        base = presets[own.pop("extends")] if "extends" in own else None
-        if base is None:
+        base, own = preset, {key: value for key, value in preset.items() if key != "extends"}
+        if "extends" in preset:
+            base = presets.get(preset["extends"], {})
+            problem = "is not there" if not base else "extends another itself"
+            if not base or "extends" in base:
+                raise _unusable(PRESETS, f"{name} extends {preset['extends']}, which {problem}")
+        if "profiles" not in base and "values" not in base:
+            raise _unusable(PRESETS, f"{name} has neither values nor profiles")
+        if base is preset:
             full[name] = preset
         elif "profiles" in base:
             variants = {profile: values | own for profile, values in base["profiles"].items()}
@@ -81,18 +152,27 @@ def _extended(presets: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_presets(
-    presets: Any, validator: Draft202012Validator, job_types: list[str], profiles: list[str]
+    presets: Mapping[str, Any],
+    validator: Draft202012Validator,
+    job_types: list[str],
+    profiles: list[str],
 ) -> None:
-    """Raise ValueError unless every preset is there and holds values that a request could."""
-    if list(presets) != job_types:
-        raise ValueError("presets.json and the schema name different job types")
-    for preset in presets.values():
-        variants = preset["profiles"] if "profiles" in preset else {"": preset["values"]}
-        if "profiles" in preset and list(variants) != profiles:
-            raise ValueError("presets.json and the schema name different profiles")
-        for values in variants.values():
-            if not validator.is_valid({"mode": preset["mode"], **values}):
-                raise ValueError("a preset breaks the schema")
+    """Raise ConfigInvalid unless every preset is there and holds values that a request could."""
+    _agree("it", "job types", list(presets), job_types)
+    for name, preset in presets.items():
+        if "profiles" in preset:
+            _agree(name, "profiles", list(preset["profiles"]), profiles)
+        for values in preset.get("profiles", {"": preset.get("values")}).values():
+            for error in validator.iter_errors({"mode": preset["mode"], **values}):
+                pointer, rule = next(_describe(error))
+                field = pointer.removeprefix("/input").removeprefix("/")
+                raise _unusable(PRESETS, f"{name} breaks the rules of requests: {field}: {rule}")
+
+
+def _agree(who: str, what: str, here: list[str], in_schema: list[str]) -> None:
+    if here != in_schema:
+        why = f"{who} has the {what} {', '.join(here)}, and {SCHEMA} {', '.join(in_schema)}"
+        raise _unusable(PRESETS, why)
 
 
 def check(given: dict[str, Any], contract: Contract) -> None:

@@ -2,5 +2,5 @@
 
 Promises: access is decided before a body is read; every refusal has the same form; the page
 fetches nothing from another host.
-Not covered: working the jobs off (queue).
+Not covered: running the jobs (queue).
 """

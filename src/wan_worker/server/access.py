@@ -1,13 +1,13 @@
-"""Who may use the HTTP API? Asked of every request before anything reads its body.
+"""Who may use the HTTP API? Every request is checked before its body is read.
 
-With a key: whoever sends it, as ``Authorization: Bearer`` or ``X-API-Key``. Without one the server
-listens on this machine's own addresses alone; then a web page that a user of this machine has open
-is the stranger: a page's requests name its origin, which is not ours, and one that has made its own
-name point here (DNS rebinding) gives that name in ``Host``. A page can't send JSON elsewhere
-without asking first, so a body must be JSON.
+If the server has a key, a caller must send it, as ``Authorization: Bearer`` or ``X-API-Key``.
+Without a key the server listens only on this machine's own addresses. Then the danger is a web page
+that a user of this machine has open. A page's requests name its origin, which is not ours. A page
+whose own name points here (DNS rebinding) sends that name in ``Host``. A page can't send JSON to
+another site without asking first, so that a body must be JSON.
 
-A body is read here, to its end, within a size and a time, before the route is called.
-Not covered: TLS and who may connect (the network), and what a key's holder may use up.
+The whole body is read here, with a limit for its size and time, before the route is called.
+Not covered: TLS and who may connect (the network), and limits on a key holder's use.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ OPEN: Final = frozenset(
         *("/", "/api/v1/dashboard/html", "/docs", "/openapi.json", "/api/v1/schema"),
     }
 )
-"""What needs no key: is it up, what can be asked of it, and the page, which asks for the key."""
+"""Paths that need no key: health checks, the API's description, and the page, which asks for it."""
 
 PAGE_PARTS: Final = "/page/"
-"""Below it, what the page is made of."""
+"""Prefix of the page's files."""
 
 IS_ADMIN: Final = "wan_worker.is_admin"
-"""In a request's scope: whether it may change the machine."""
+"""Key in a request's scope: whether the request may change the machine."""
 
 BODY_SECONDS: Final = 60.0
-"""For all of a body to arrive."""
+"""Time in which the whole body must arrive."""
 
 _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 class Access:
-    """Lets through what may pass; answers the rest itself. An ASGI application around another."""
+    """An ASGI application around another: passes allowed requests on, and refuses the others."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -66,7 +66,7 @@ class Access:
         await self._app(scope, receive, send)
 
     def _check_page(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        """Refuse what the web page of another site sends.
+        """Refuse requests from web pages of other sites.
 
         Raises:
             Refusal: 403.
@@ -85,7 +85,7 @@ class Access:
             )
 
     def _check_key(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        """Refuse who does not know the key.
+        """Refuse requests without the right key.
 
         Raises:
             Refusal: 401.
@@ -107,13 +107,13 @@ class Access:
         scope[IS_ADMIN] = admin is None or is_admin
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> Receive:
-        """The request's body, read; a Receive that hands it out.
+        """Read the request's body, and return a Receive that gives it.
 
         Raises:
             Refusal: 413, 415 or 408.
         """
         if "content-length" not in headers and "transfer-encoding" not in headers:
-            return receive  # there is none
+            return receive  # there is no body
         most = self._settings.api_max_body_bytes
         too_large = Refusal(413, "TOO_LARGE", f"The body must have at most {most} bytes")
         stated = headers.get("content-length", "0")
@@ -144,11 +144,11 @@ class Access:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if size and scope["method"] in _UNSAFE and kind != "application/json":
             raise Refusal(415, "UNSUPPORTED_MEDIA_TYPE", "Send JSON, as application/json")
-        return _handing_out(b"".join(parts), receive)
+        return _receive_of(b"".join(parts), receive)
 
 
 def admin_only(request: Request) -> None:
-    """A route's dependency: it changes the machine.
+    """A dependency of routes that change the machine: refuse callers without the admin key.
 
     Raises:
         Refusal: 403.
@@ -157,7 +157,7 @@ def admin_only(request: Request) -> None:
         raise Refusal(403, "FORBIDDEN", "This needs the server's API_ADMIN_KEY")
 
 
-def _handing_out(body: bytes, receive: Receive) -> Receive:
+def _receive_of(body: bytes, receive: Receive) -> Receive:
     given = False
 
     async def hand_out() -> Message:
@@ -172,20 +172,20 @@ def _handing_out(body: bytes, receive: Receive) -> Receive:
 
 async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
-        # Before it is accepted: the server answers the handshake with 403.
+        # It is not accepted yet, so the server answers the handshake with 403.
         await send({"type": "websocket.close", "code": 1008})
         return
     response = refusal.response()
     if refusal.status in (408, 413):
-        response.headers["Connection"] = "close"  # what is still coming is not read
+        response.headers["Connection"] = "close"  # the rest of the body is not read
     await response(scope, receive, send)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """By lower-case name; of one that is given twice, the first.
+    """The headers by lower-case name; if one is given twice, the first.
 
     Raises:
-        Refusal: 400, where those are given twice that decide.
+        Refusal: 400, if a header that decides access is given twice.
     """
     found: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -197,7 +197,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _netloc(origin: str) -> str | None:
-    """Host and port of an origin; None where it is none."""
+    """Host and port of an origin; None if it is not an origin."""
     try:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:
@@ -205,7 +205,7 @@ def _netloc(origin: str) -> str | None:
 
 
 def _names_loopback(host: str) -> bool:
-    """Whether a Host header names this machine as seen from itself."""
+    """Whether a Host header has one of this machine's loopback names."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return is_loopback(name)
@@ -214,7 +214,7 @@ def _names_loopback(host: str) -> bool:
 
 
 def _given_keys(headers: Mapping[str, str]) -> tuple[str, str]:
-    """Both places: behind RunPod's load balancer the first one holds RunPod's own key."""
+    """The keys from both headers: behind RunPod's load balancer the first is RunPod's own key."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     bearer = key.strip() if scheme.lower() == "bearer" else ""
     return bearer, headers.get("x-api-key", "")
@@ -222,5 +222,5 @@ def _given_keys(headers: Mapping[str, str]) -> tuple[str, str]:
 
 def _holds(given: tuple[str, str], key: Secret) -> bool:
     wanted = key.reveal().encode()
-    first, second = (hmac.compare_digest(each.encode(), wanted) for each in given)
+    first, second = (hmac.compare_digest(given_key.encode(), wanted) for given_key in given)
     return first or second

@@ -1,7 +1,7 @@
-"""What should a person look at? The server's state as it is -> alerts, the worst first. Pure.
+"""What should a person look at? The server's present state -> alerts, the worst first. Pure.
 
-Each says what to do, and goes when its cause does.
-Not covered: telling anybody (a monitor reads /metrics or asks for these).
+Each alert says what to do, and disappears with its cause.
+Not covered: sending alerts (a monitor reads /metrics or requests the alerts).
 """
 
 from collections import Counter
@@ -16,13 +16,13 @@ from wan_worker.queue.ledger import Entry
 Level = Literal["critical", "warning"]
 
 HOUR: Final = 3600.0
-"""How long a restart or a failed job is news."""
+"""Seconds during which a restart or a failed job counts as recent."""
 
 FAILURES: Final = 3
-"""Jobs of an hour that failed by the worker's fault, from which on it is no accident."""
+"""From this number of jobs that failed by the worker's fault in an hour, there is an alert."""
 
 FULL: Final = 0.8
-"""Share of the queue from which on it is nearly full."""
+"""From this share of its limit, the queue is nearly full."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Now:
     problem: str | None
     """Why the engine can't start."""
     restarts: Sequence[float]
-    """When it was started again."""
+    """When the engine was restarted."""
     queued: int
     queue_limit: int
     health: Mapping[str, Any] | None
-    """``report: health``; None while nobody can be asked."""
+    """``report: health``; None while the engine can't be asked."""
     ended: Sequence[Entry]
     """The latest jobs that have ended."""
     free_bytes: Mapping[str, int]
-    """Of the file systems behind folders, by the variable that names them."""
+    """Free bytes on the folders' file systems, by the environment variable of the folder."""
 
 
 def alerts(now: Now) -> list[Alert]:
@@ -110,11 +110,15 @@ def _queue(now: Now) -> list[Alert]:
 
 
 def _jobs(now: Now) -> list[Alert]:
-    recent = [e for e in now.ended if e.ended_at is not None and now.time - e.ended_at < HOUR]
+    recent = [
+        entry
+        for entry in now.ended
+        if entry.ended_at is not None and now.time - entry.ended_at < HOUR
+    ]
     codes = Counter(
-        e.error["code"]
-        for e in recent
-        if e.status == "failed" and e.error and e.error["code"] not in _CALLERS
+        entry.error["code"]
+        for entry in recent
+        if entry.status == "failed" and entry.error and entry.error["code"] not in _CLIENT_CODES
     )
     failed = codes.total()
     if failed < FAILURES or failed * 2 < len(recent):
@@ -129,5 +133,5 @@ def _codes(kind: type[WorkerError]) -> set[str]:
     return set().union(*map(_codes, children)) if children else {kind.code}
 
 
-_CALLERS: Final = frozenset(_codes(ClientError))
-"""Codes of failures that are the caller's own."""
+_CLIENT_CODES: Final = frozenset(_codes(ClientError))
+"""Codes of failures that are the caller's fault."""

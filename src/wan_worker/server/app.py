@@ -1,9 +1,9 @@
-"""The HTTP face of the worker: FastAPI and uvicorn over the ledger, the dispatcher and the engine.
+"""The HTTP server: FastAPI and uvicorn, with the ledger, the dispatcher and the engine.
 
     python -m wan_worker.api         or `make api`; with src on PYTHONPATH
 
-This process never imports torch: jobs run in another (engine).
-Not covered: what the routes answer (live, page, and what begins with api_).
+This process never imports torch: jobs run in another process (queue.engine).
+Not covered: what the routes answer (the modules whose names begin with routes_).
 """
 
 import asyncio
@@ -52,7 +52,7 @@ from wan_worker.settings import Settings, from_env
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3
-"""For open connections, when the server stops."""
+"""Time for open connections to finish, when the server stops."""
 
 
 FAMILIES: Final = (
@@ -62,7 +62,7 @@ FAMILIES: Final = (
 
 
 def make_parts(settings: Settings) -> Parts:
-    """The server's parts; the engine is started with the application.
+    """The server's parts. The engine starts later, with the application.
 
     Raises:
         ConfigInvalid: the schemas are broken, or the ledger can't be opened.
@@ -74,14 +74,14 @@ def make_parts(settings: Settings) -> Parts:
 
 
 Running = asyncio.Task[None]
-"""The dispatcher's."""
+"""The dispatcher's task."""
 
 
 def create_app(parts: Parts, over: Callable[[Running], object] = lambda _: None) -> FastAPI:
-    """All routes, behind the rules of access.
+    """The application with all routes, behind the access rules.
 
     Args:
-        over: called when the dispatcher has ended, with how.
+        over: called with the dispatcher's task when it has ended.
     """
 
     @asynccontextmanager
@@ -100,18 +100,18 @@ def create_app(parts: Parts, over: Callable[[Running], object] = lambda _: None)
         title="Wan worker",
         version="1",
         lifespan=lifespan,
-        redirect_slashes=False,  # a redirect would go to whatever Host says
+        redirect_slashes=False,  # a redirect would go to any host that the Host header names
         responses=refusals(*EVERYWHERE),
-        docs_url=None,  # FastAPI's own reference needs another host's files; page has ours
+        docs_url=None,  # FastAPI's reference needs another host's files; routes_page has ours
         redoc_url=None,
     )
     openapi.install(app)
     routers = [family.router(parts) for family in FAMILIES]
     for router in routers:
         app.include_router(router)
-    _say_no(app, routers)
+    _add_error_handlers(app, routers)
     app.add_middleware(Access, settings=parts.settings)
-    if parts.settings.api_cors_origins:  # around it: a browser asks first, without a key
+    if parts.settings.api_cors_origins:  # outside Access: a browser's preflight has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=parts.settings.api_cors_origins,
@@ -122,8 +122,8 @@ def create_app(parts: Parts, over: Callable[[Running], object] = lambda _: None)
     return app
 
 
-def _say_no(app: FastAPI, routers: Sequence[APIRouter]) -> None:
-    """Every failure in the one form."""
+def _add_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Give every failure the same form."""
 
     @app.exception_handler(Refusal)
     async def _(_: Request, problem: Refusal) -> JSONResponse:
@@ -166,16 +166,16 @@ def _say_no(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 
 def _methods(request: Request, routers: Sequence[APIRouter]) -> set[str]:
-    """What a path can be asked with; Starlette tells of the first route there alone."""
-    there = [
+    """The methods of a path. Starlette itself names only those of the first matching route."""
+    matching = [
         route
         for router in routers
         for route in router.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
     ]
-    # A route's own name is no id of a thing beside it.
-    own = [route for route in there if route.path == request.scope["path"]]
-    return set().union(*(route.methods or () for route in own or there))
+    # A route with exactly this path wins over routes that would take its name for an id.
+    exact = [route for route in matching if route.path == request.scope["path"]]
+    return set().union(*(route.methods or () for route in exact or matching))
 
 
 def main() -> int:
@@ -194,10 +194,10 @@ def main() -> int:
 
 
 def listening(host: str, port: int) -> list[socket.socket]:
-    """Sockets at every address of a host.
+    """Sockets on every address of a host.
 
     Raises:
-        ConfigInvalid: somebody else listens there, or nobody can.
+        ConfigInvalid: another program listens there, or the address can't be used.
     """
     found: list[socket.socket] = []
     try:
@@ -206,8 +206,8 @@ def listening(host: str, port: int) -> list[socket.socket]:
         ):
             found.append(socket.create_server(address[:2], family=family))
     except OSError as problem:
-        for each in found:
-            each.close()
+        for opened in found:
+            opened.close()
         if problem.errno == errno.EADDRINUSE:
             raise ConfigInvalid(f"API_PORT: {port} is taken; set another") from problem
         raise ConfigInvalid(
@@ -220,8 +220,8 @@ def serve(settings: Settings) -> None:
     """Run the server until it is told to stop.
 
     Raises:
-        ConfigInvalid: this environment is wrong, as its engine sees it too.
-        Exception: what the dispatcher failed of.
+        ConfigInvalid: the environment is wrong, for the server or for its engine.
+        Exception: the failure of the dispatcher.
     """
     sockets = listening(settings.api_host, settings.api_port)
     ended: list[Running] = []
@@ -240,7 +240,7 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )
-    with suppress(KeyboardInterrupt):  # raised again by uvicorn, when all is shut down
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
         server.run(sockets)
     for running in ended:
         running.result()

@@ -1,7 +1,7 @@
-"""What do the HTTP API's bodies look like? For its OpenAPI document.
+"""What do the HTTP API's bodies look like? The OpenAPI document is made from these models.
 
-Not covered: requests for generation and their results, which schemas/ describes, and the reports of
-``mode: info``.
+Not covered: requests for generation and their results, and the reports of ``mode: info``: the files
+in schemas/ describe them.
 """
 
 from typing import Any, Final, Literal
@@ -222,11 +222,11 @@ _REFUSALS: Final = {
 }
 
 EVERYWHERE: Final = (400, 401, 403, 413, 415)
-"""Before a route is found: access."""
+"""The refusals of access, which come before a route is found."""
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For ``responses``: these, each with the one form that all refusals have."""
+    """For ``responses``: these statuses, with the body that all refusals have."""
     return {
         status: {"model": Refused, "description": _REFUSALS[status]} for status in sorted(statuses)
     }

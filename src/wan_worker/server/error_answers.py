@@ -1,7 +1,7 @@
-"""How does the HTTP API say no? Every failure of the worker as a status, and HTTP's own besides.
+"""How does the HTTP API refuse? Each failure of the worker has a status; HTTP adds its own.
 
-The body is the same everywhere: ``{"error": {code, message, field, retryable, stage}}``.
-Not covered: how a job ended, which is no failure of the request that asks about it.
+The body always has the same form: ``{"error": {code, message, field, retryable, stage}}``.
+Not covered: how a job ended; a request that asks about a failed job does not itself fail.
 """
 
 import re
@@ -26,11 +26,11 @@ STATUS: Final = {
     "MODEL_CORRUPT": 409,
     "CANCELED": 409,
 }
-"""Of each code; of any other 500."""
+"""The status of each code; other codes have 500."""
 
 
 class Refusal(Exception):
-    """A request that HTTP itself has an answer to."""
+    """The server refuses a request with a status of HTTP's own."""
 
     def __init__(
         self,
@@ -60,17 +60,17 @@ class Refusal(Exception):
 
 
 def failed(error: dict[str, Any]) -> JSONResponse:
-    """The response where the worker has answered with an error of its own."""
+    """The response when the worker has answered with an error."""
     return JSONResponse({"error": pointed(error)}, STATUS.get(error["code"], 500))
 
 
 def refused(error: WorkerError, stage: str = "plan") -> JSONResponse:
-    """The response to a request that the worker would not serve."""
+    """The response to a request that the worker refuses."""
     return failed(public(error, stage))
 
 
 def pointed(error: dict[str, Any]) -> dict[str, Any]:
-    """The error with its pointers into the body, which is what RunPod has below ``input``."""
+    """The error with pointers into the HTTP body, which corresponds to ``input`` on RunPod."""
     field = error["field"]
     if field is not None and (field + "/").startswith("/input/"):
         field = field.removeprefix("/input")
@@ -78,12 +78,12 @@ def pointed(error: dict[str, Any]) -> dict[str, Any]:
 
 
 def pointed_text(message: str) -> str:
-    """A message with the pointers in it as ``pointed`` has them."""
+    """A message whose pointers are changed in the same way as by ``pointed``."""
     return _POINTER.sub("/", message)
 
 
 _POINTER: Final = re.compile(r"(?<![^\s(])/input/")
-"""At the start of a word: not inside a longer path."""
+"""Only at the start of a word, so not inside a longer path."""
 
 
 def unreadable() -> Refusal:

@@ -1,7 +1,7 @@
-"""What does the HTTP API's own document say? FastAPI's, with schemas/ in it and how to send a key.
+"""What is in the OpenAPI document? FastAPI's own, plus the files of schemas/ and the API key.
 
-Requests for generation and their results are described once, in schemas/: the same text holds here.
-Not covered: the other bodies (bodies), and the page that shows the document (page).
+Requests for generation and their results are described only once, in schemas/, and used here too.
+Not covered: the other bodies (bodies), and the page that shows the document (routes_page).
 """
 
 import copy
@@ -59,7 +59,7 @@ EXAMPLE: Final = {
 
 
 def body_of(name: str) -> dict[str, Any]:
-    """For ``openapi_extra``: the request is this schema."""
+    """For ``openapi_extra``: the request's body has this schema."""
     content = {"schema": _reference(name), "example": EXAMPLE}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
@@ -69,7 +69,7 @@ def _holding(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def taken() -> dict[int | str, dict[str, Any]]:
-    """For ``responses``: a job that was taken, and what can be asked about it."""
+    """For ``responses``: an accepted job, with links to the routes about it."""
     parameters = {"task_id": "$response.body#/task_id"}
     links = {
         name: {
@@ -86,13 +86,13 @@ def taken() -> dict[int | str, dict[str, Any]]:
 
 
 def told(report: str, *path: str) -> dict[int | str, dict[str, Any]]:
-    """For ``responses``: what ``mode: info`` tells with this report, or a part of its schema."""
+    """For ``responses``: the answer of ``mode: info`` with this report, or a part of it."""
     schema = {"$ref": "/".join([_reference(_report(report))["$ref"], *path])}
     return {200: {"description": "OK"} | _holding(schema)}
 
 
 def install(app: FastAPI) -> None:
-    """Have the application serve the whole document."""
+    """Make the application serve the whole document."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -103,18 +103,18 @@ def install(app: FastAPI) -> None:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    made = get_openapi(
+    document = get_openapi(
         title=app.title,
         version=app.version,
         description=DESCRIPTION.strip(),
         routes=app.routes,
-        tags=[{"name": name, "description": said} for name, said in TAGS],
+        tags=[{"name": name, "description": description} for name, description in TAGS],
     )
-    components = made.setdefault("components", {})
+    components = document.setdefault("components", {})
     components["schemas"] = {**components.get("schemas", {}), **_schemas()}
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, which none has
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's form, which we don't use
         components["schemas"].pop(name, None)
-    for operations in made["paths"].values():
+    for operations in document["paths"].values():
         for operation in operations.values():
             if "422" in operation["responses"]:
                 operation["responses"]["422"] = refusals(422)[422] | _holding(_reference("Refused"))
@@ -123,17 +123,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    # None is needed where the server has no key.
-    made["security"] = [{}, {"bearer": []}, {"key": []}]
-    return made
+    # The empty entry: no key is needed if the server has none.
+    document["security"] = [{}, {"bearer": []}, {"key": []}]
+    return document
 
 
 def _schemas() -> dict[str, Any]:
     """The files of schemas/ as components."""
     request = json.loads((SCHEMAS_DIR / "request.schema.json").read_text("utf-8"))
     response = json.loads((SCHEMAS_DIR / "response.schema.json").read_text("utf-8"))
-    asking = {"report"}.union(*info.TAKES.values()) - {"model"}
-    for name in asking:
+    question_fields = {"report"}.union(*info.TAKES.values()) - {"model"}
+    for name in question_fields:
         del request["properties"][name]
     request["properties"]["mode"] |= {"enum": ["image", "video"], "description": MODE}
     enhanced = copy.deepcopy(request)
@@ -142,14 +142,17 @@ def _schemas() -> dict[str, Any]:
         REQUEST: _moved(request, REQUEST),
         ENHANCED: _moved(enhanced, ENHANCED),
         RESULT: _moved({k: v for k, v in response.items() if k != "$defs"}, RESULT),
-        **{_report(name): _moved(each, RESULT) for name, each in response["$defs"].items()},
+        **{
+            _report(name): _moved(definition, RESULT)
+            for name, definition in response["$defs"].items()
+        },
     }
 
 
 def _moved(schema: Any, name: str) -> Any:
-    """The schema as a component: its references follow it."""
+    """The schema as a component, with its references changed to match."""
     if isinstance(schema, list):
-        return [_moved(each, name) for each in schema]
+        return [_moved(item, name) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
     moved = {

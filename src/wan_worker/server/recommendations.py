@@ -1,8 +1,8 @@
-"""What would make this server faster? From what it has measured, with the figures. Pure.
+"""What would make this server faster? It recommends from the server's own measurements. Pure.
 
-Each says why, how to do it, and what it gains at most, as measured here; nothing is recommended on
-a feeling. What the server can do itself (measure a model) names the request that does it; the rest
-is the operator's environment.
+Each recommendation says why, how to do it, and its largest gain by the measurements here. Nothing
+is recommended without figures. If the server can do it itself (measure a model), the recommendation
+has the request for it; otherwise the operator changes the environment.
 Not covered: doing it (calibrate), and what is broken (alerts).
 """
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LOAD_SHARE: Final = 0.05
-"""Of all jobs' time, from which on loading is worth doing before them."""
+"""From this share of all jobs' time, loading is worth doing before the jobs."""
 
 UPLOAD_SHARE: Final = 0.1
-"""From which on uploads are worth doing beside the next job."""
+"""From this share of all jobs' time, uploads are worth doing during the next job."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class Recommendation:
     how: str
     gain: str
     request: Call | None = None
-    """What does it over HTTP; None: it is set on the server."""
+    """The HTTP request that does it; None: the operator sets it on the server."""
     model: str | None = None
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the server."""
+    """The facts about the server."""
 
     performance: Mapping[str, Any]
     """``report: performance``."""
     models: Collection[str]
-    """Ids of those that are installed."""
+    """Ids of the installed models."""
     measured: Collection[str]
-    """Of which, those whose calibration is in force on this machine."""
+    """Ids of the models with a valid calibration on this machine."""
     preloaded: Collection[str]
     concurrency: int
     weight_type: str | None
 
 
 def recommendations(known: Known) -> list[Recommendation]:
-    """The most telling first."""
+    """All recommendations, the most useful first."""
     return [*_memory(known), *_load(known), *_upload(known), *_measure(known)]
 
 
@@ -99,8 +99,8 @@ def _load(known: Known) -> list[Recommendation]:
 def _upload(known: Known) -> list[Recommendation]:
     totals: dict[str, float] = {"upload": 0.0, "total": 0.0}
     for model in known.performance["models"]:
-        for stage, sum_ in totals.items():
-            totals[stage] = sum_ + float(_stages(model)[stage]["seconds"])
+        for stage, seconds in totals.items():
+            totals[stage] = seconds + float(_stages(model)[stage]["seconds"])
     if known.concurrency > 1 or totals["upload"] < UPLOAD_SHARE * totals["total"]:
         return []
     if not totals["total"]:
@@ -117,7 +117,7 @@ def _upload(known: Known) -> list[Recommendation]:
 
 
 def _memory(known: Known) -> list[Recommendation]:
-    failed = {each["code"]: each["count"] for each in known.performance["failures"]}
+    failed = {failure["code"]: failure["count"] for failure in known.performance["failures"]}
     count = failed.get("OUT_OF_MEMORY", 0)
     if not count or known.weight_type is not None:
         return []

@@ -1,7 +1,7 @@
-"""Routes: fetch what a job made.
+"""Routes: fetch the files that a job made.
 
-Not covered: where files are put (delivery), and how they are named in a job's result
-(api_generation).
+Not covered: where files are stored (delivery), and how a job's result names them
+(routes_generation).
 """
 
 import asyncio
@@ -61,24 +61,24 @@ _FILE: Final[dict[int | str, dict[str, Any]]] = {
 
 
 class _File(FileResponse):
-    """A file, whose refusals of a range have the form of all others."""
+    """A file response whose refusals of a bad range have the same form as all others."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = False
 
-        async def judged(message: Message) -> None:
+        async def send_unless_refused(message: Message) -> None:
             nonlocal refused
             status = message.get("status")
             if status in _BAD_RANGE:
                 refused = True
                 size = dict(message["headers"]).get(b"content-range")
                 headers = {} if size is None else {"Content-Range": size.decode("latin-1")}
-                no = Refusal(status, "INVALID_REQUEST", _BAD_RANGE[status], headers=headers)
-                await no.response()(scope, receive, send)
+                refusal = Refusal(status, "INVALID_REQUEST", _BAD_RANGE[status], headers=headers)
+                await refusal.response()(scope, receive, send)
             elif not refused:
                 await send(message)
 
-        await super().__call__(scope, receive, judged)
+        await super().__call__(scope, receive, send_unless_refused)
 
 
 _BAD_RANGE: Final = {
@@ -93,7 +93,7 @@ def _file(asset: dict[str, Any], settings: Settings) -> Response:
     if "url" not in asset:
         raise not_found("The file was in the answer, which is too old to hold it still")
     if not asset["url"].startswith("file:"):
-        if settings.bucket is None:  # it was another one's
+        if settings.bucket is None:  # the file is in the caller's bucket, or in an earlier one
             return RedirectResponse(asset["url"])
         bucket = s3.S3(settings.bucket, settings.url_expiry_seconds)
         return RedirectResponse(s3.address(asset["key"], bucket))

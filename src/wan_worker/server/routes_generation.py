@@ -1,7 +1,7 @@
-"""Routes: submit a job, look how it is, cancel it.
+"""Routes: submit a job, see its state, cancel it.
 
-Not covered: what a request means (request), who works it off (dispatch), and the files that come of
-it (api_assets).
+Not covered: what a request means (request), what runs it (queue.dispatch), and the files that it
+makes (routes_assets).
 """
 
 import asyncio
@@ -37,14 +37,14 @@ from wan_worker.settings import Settings
 BASE: Final = "/api/v1/generation"
 
 FORESEE_SECONDS: Final = 5.0
-"""For the engine to plan a request; a job is taken unplanned where that takes longer."""
+"""Time for the engine to plan a request; if that takes longer, the job is accepted unplanned."""
 
 SHORT_CHARACTERS: Final = 1024
-"""Of a picture: enough of an address, and less than of any file."""
+"""A picture value up to this length is sent for planning: long enough for a URL, not for a file."""
 
 
 class _JobId(StringConvertor):
-    """Not the name of a route beside the jobs, which is told how it can be called."""
+    """A job's id. It can't be the name of a route beside it: that route answers a wrong method."""
 
     regex = "(?!(?:submit|plan)$)[^/]+"
 
@@ -100,7 +100,7 @@ def router(parts: Parts) -> APIRouter:
         try:
             return JSONResponse(await parts.ask("plan", request=given))
         except AnsweredError as problem:
-            raise AnsweredError(_lifted(problem.error)) from None
+            raise AnsweredError(_as_request_error(problem.error)) from None
 
     @routes.get("", responses={200: {"model": History}, **refusals(422)})
     async def history(
@@ -114,8 +114,10 @@ def router(parts: Parts) -> APIRouter:
         then has a `url` of this server in place of its `data`. Ask for the job to have all of it.
         """
         found = parts.ledger.history(limit, status, before)
-        following = found[-1].place if len(found) == limit else None
-        return JSONResponse({"jobs": [shown(entry, parts) for entry in found], "before": following})
+        next_before = found[-1].place if len(found) == limit else None
+        return JSONResponse(
+            {"jobs": [shown(entry, parts) for entry in found], "before": next_before}
+        )
 
     @routes.get("/{task_id:job}", responses={200: {"model": Job}, **refusals(404)})
     async def look(task_id: str) -> JSONResponse:
@@ -135,11 +137,11 @@ def router(parts: Parts) -> APIRouter:
 
 
 def _fields(body: bytes) -> dict[str, Any]:
-    """The request's fields; a video where they do not say what to make.
+    """The request's fields; mode video if they do not say what to make.
 
     Raises:
-        Refusal: 400, where the body is no JSON.
-        InvalidRequest: where it is no object, or one that only RunPod takes.
+        Refusal: 400, if the body is not JSON.
+        InvalidRequest: it is not an object, or it has fields that only RunPod takes.
     """
     try:
         given = json.loads(body)
@@ -147,36 +149,36 @@ def _fields(body: bytes) -> dict[str, Any]:
         raise unreadable() from None
     if not isinstance(given, dict):
         raise InvalidRequest("The body must be a JSON object with the request's fields")
-    for name, why in _RUNPODS.items():
+    for name, why in _RUNPOD_ONLY.items():
         if name in given:
             raise InvalidRequest(why, field=f"/input/{name}")
     if given.get("mode") == "info":
-        raise InvalidRequest(_NO_JOB, field="/input/mode")
+        raise InvalidRequest(_NOT_A_JOB, field="/input/mode")
     return given if {"mode", "job_type"} & given.keys() else given | {"mode": "video"}
 
 
-_NO_JOB: Final = (
+_NOT_A_JOB: Final = (
     f"mode info is no job here: POST the request to {BASE}/plan, or see /docs for the other "
     "questions"
 )
-_RUNPODS: Final = {
+_RUNPOD_ONLY: Final = {
     "input": "Send what is inside input as the body itself",
     "s3Config": "s3Config works on RunPod only; here files go to the server's own bucket or folder",
 }
-"""What goes around a request on RunPod."""
+"""Fields that stand around a request on RunPod only, with the message that refuses them."""
 
 
-def _lifted(error: dict[str, Any]) -> dict[str, Any]:
-    """An error about the request in a question, as it would be about the request itself."""
+def _as_request_error(error: dict[str, Any]) -> dict[str, Any]:
+    """An error about the request inside a question, changed to one about the request itself."""
     field = (error["field"] or "").replace("/input/request", "/input", 1) or None
     return error | {"field": field, "message": error["message"].replace("/input/request", "/input")}
 
 
 async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
     task_id = uuid.uuid4().hex
-    # In threads: pictures in it may take megabytes.
+    # In threads, because pictures in the request may have megabytes.
     await asyncio.to_thread(requests.request, {"id": task_id, "input": given}, parts.contract)
-    await _foresee(given, parts)
+    await _check_plan(given, parts)
     try:
         await asyncio.to_thread(parts.ledger.submit, task_id, given, parts.settings.queue_limit)
     except QueueFull:
@@ -192,24 +194,24 @@ async def _submitted(given: dict[str, Any], parts: Parts) -> JSONResponse:
     return JSONResponse(body, 202, {"Location": f"{BASE}/{task_id}"})
 
 
-async def _foresee(given: dict[str, Any], parts: Parts) -> None:
-    """Refuse what its plan refuses, where the engine is there to say so; else the job will say it.
+async def _check_plan(given: dict[str, Any], parts: Parts) -> None:
+    """If the engine can be asked, refuse a request that can't be planned; else the job will fail.
 
     Raises:
-        AnsweredError: as the job would be refused.
+        AnsweredError: the error with which the job would fail.
     """
     try:
         async with asyncio.timeout(FORESEE_SECONDS):
-            await parts.ask("plan", request=_light(given, parts))
+            await parts.ask("plan", request=_without_pictures(given, parts))
     except (Refusal, TimeoutError):
         return
     except AnsweredError as problem:
         if problem.error["code"] in STATUS:
-            raise AnsweredError(_lifted(problem.error)) from None
+            raise AnsweredError(_as_request_error(problem.error)) from None
 
 
-def _light(given: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """The request with a stand-in for each long picture: a plan asks only whether there is one."""
+def _without_pictures(given: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """The request with a stand-in for each long picture: planning needs only its presence."""
     return {
         name: PICTURE
         if parts.contract.aliases.get(name, name) in requests.REFERENCES
@@ -223,12 +225,12 @@ _SUBMITTED: Final = ("task_id", "status", "position", "links")
 
 
 async def _optimized(given: dict[str, Any], wanted: bool, parts: Parts) -> dict[str, Any]:
-    """``acceleration: cached``, where nothing else is asked for and the job's model has it."""
+    """``acceleration: cached``, if the request names none and the job's model has it."""
     if not wanted or "acceleration" in given:
         return {}
     try:
-        plan = await parts.ask("plan", request=_light(given, parts))
-    except AnsweredError:  # as submitting it will be told
+        plan = await parts.ask("plan", request=_without_pictures(given, parts))
+    except AnsweredError:  # submitting gives the same error
         return {}
     return {"acceleration": "cached"} if accelerates(MODELS[plan["model"]], "cached") else {}
 
@@ -241,7 +243,7 @@ def entry_of(task_id: str, parts: Parts) -> Entry:
 
 
 def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
-    # The engine records the end before it says so.
+    # The engine records the end before it reports it.
     progress = None if entry.ended else parts.watchers.latest(entry.id, "progress")
     left_out = ("type", "task_id", "status", "position")
     return {
@@ -267,10 +269,10 @@ def shown(entry: Entry, parts: Parts) -> dict[str, Any]:
 
 
 def _result(entry: Entry, settings: Settings) -> dict[str, Any]:
-    """The response, with a URL of this server for each file that can't be had by the recorded one.
+    """The response, with a URL of this server for each file that its recorded URL can't give.
 
-    That is one in a folder, one that is left out of a list, and one in the operator's bucket whose
-    signature is out of date: it is signed anew where it is asked for.
+    These are files in a folder, inline files that are left out of a list, and files in the
+    operator's bucket whose signature has expired: this server signs a new URL on request.
     """
     expired = (
         settings.bucket is not None

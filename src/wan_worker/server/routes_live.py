@@ -1,9 +1,9 @@
-"""Routes: watch a job as it goes, by WebSocket or by server-sent events.
+"""Routes: watch a running job, by WebSocket or by server-sent events.
 
 Both carry the same messages, JSON objects with a ``type``: ``progress``, ``preview`` and, as the
-last one, ``ended``. Who comes late gets the latest of each first, who reads slowly misses what is
-out of date, and who asks about a job that has ended is told how.
-Not covered: who may watch (access), and where the messages come from (watchers, dispatch).
+last one, ``ended``. A late watcher first gets the latest message of each type. A slow reader misses
+outdated messages. For an ended job, the only message says how it ended.
+Not covered: who may watch (access), where messages come from (queue.watchers, queue.dispatch).
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from wan_worker.server.routes_generation import BASE, entry_of, shown
 from wan_worker.server.shared import Parts
 
 QUIET_SECONDS: Final = 15.0
-"""After so long without a message an event stream says that it is still there: proxies close what
-is silent. A WebSocket is pinged by the server itself."""
+"""After this time without a message, an event stream sends a comment, because proxies close silent
+connections. For a WebSocket, uvicorn sends pings."""
 
 LAST: Final = "ended"
-"""The id of a stream's last event: a browser that connects again with it is told to stop."""
+"""The id of a stream's last event. A browser that reconnects with it gets the answer to stop."""
 
 
 def router(parts: Parts) -> APIRouter:
@@ -61,21 +61,21 @@ def router(parts: Parts) -> APIRouter:
             await socket.send_denial_response(refusal.response())
             return
         await socket.accept()
-        telling = asyncio.create_task(_tell(socket, task_id, parts))
-        leaving = asyncio.create_task(_until_gone(socket))
+        sending = asyncio.create_task(_send_messages(socket, task_id, parts))
+        receiving = asyncio.create_task(_wait_for_close(socket))
         try:
-            await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            telling.cancel()
-            leaving.cancel()
-            await asyncio.gather(telling, leaving, return_exceptions=True)
+            sending.cancel()
+            receiving.cancel()
+            await asyncio.gather(sending, receiving, return_exceptions=True)
 
     return routes
 
 
 async def messages(task_id: str, parts: Parts) -> AsyncGenerator[Message, None]:
-    """All that there is to hear about a job, ``ended`` at last."""
-    entry = entry_of(task_id, parts)  # as it is now: nothing is awaited before it is followed
+    """All messages about a job; ``ended`` is the last."""
+    entry = entry_of(task_id, parts)  # still current below: nothing is awaited until ``follow``
     if entry.status == "queued":
         parts.dispatcher.tell_position(entry)
     if not entry.ended:
@@ -85,43 +85,43 @@ async def messages(task_id: str, parts: Parts) -> AsyncGenerator[Message, None]:
                     yield message
     entry = entry_of(task_id, parts)
     job = shown(entry, parts)
-    how = "result" if entry.answer is not None else "error"
-    yield {"type": ENDED, "task_id": task_id, "status": entry.status, how: job[how]}
+    outcome = "result" if entry.answer is not None else "error"
+    yield {"type": ENDED, "task_id": task_id, "status": entry.status, outcome: job[outcome]}
 
 
-async def _tell(socket: WebSocket, task_id: str, parts: Parts) -> None:
+async def _send_messages(socket: WebSocket, task_id: str, parts: Parts) -> None:
     async with aclosing(messages(task_id, parts)) as following:
         async for message in following:
             await socket.send_text(json.dumps(message))
     await socket.close()
 
 
-async def _until_gone(socket: WebSocket) -> None:
-    """Return when the other end has closed; what it says is nothing to us."""
+async def _wait_for_close(socket: WebSocket) -> None:
+    """Return when the other end has closed; its messages are ignored."""
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass
 
 
 async def _as_events(following: AsyncGenerator[Message, None]) -> AsyncGenerator[str, None]:
-    """Each message as an event; a comment where none comes for long."""
-    coming: asyncio.Task[Any] | None = None
+    """Each message as an event, and a comment after a long silence."""
+    next_message: asyncio.Task[Any] | None = None
     try:
         yield "retry: 2000\n\n"
         while True:
-            coming = coming or asyncio.ensure_future(anext(following))
-            done, _ = await asyncio.wait({coming}, timeout=QUIET_SECONDS)
+            next_message = next_message or asyncio.ensure_future(anext(following))
+            done, _ = await asyncio.wait({next_message}, timeout=QUIET_SECONDS)
             if not done:
                 yield ": still here\n\n"
                 continue
             try:
-                message = coming.result()
+                message = next_message.result()
             except StopAsyncIteration:
                 return
-            coming = None
+            next_message = None
             name = f"id: {LAST}\n" if message["type"] == ENDED else ""
             yield f"{name}data: {json.dumps(message)}\n\n"
     finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+        if next_message is not None:
+            next_message.cancel()
+            await asyncio.gather(next_message, return_exceptions=True)
         await following.aclose()

@@ -1,6 +1,6 @@
-"""Routes: which models are here and whole, and getting the others.
+"""Routes: which models are installed and whole, and downloading the others.
 
-Not covered: what a model can do, and which one to take (api_reports).
+Not covered: what a model can do, and which one to take (routes_reports).
 """
 
 import asyncio
@@ -97,7 +97,7 @@ def router(parts: Parts) -> APIRouter:
 
 
 def _downloadable(name: str) -> str:
-    """A model, or what is installed by its own name beside the models.
+    """The id of a model, or the name of an extra that can be downloaded by itself.
 
     Raises:
         Refusal: 404.

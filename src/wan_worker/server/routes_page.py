@@ -1,7 +1,7 @@
 """Routes: the page that a person uses, the API's reference, and the request's schema for both.
 
-The page is plain files with no build step, fetches nothing from another host and runs no script
-but its own; its headers hold the browser to that.
+The page is plain files without a build step. It fetches nothing from another host and runs only its
+own scripts; its headers make the browser enforce that.
 Not covered: what the page does (web/).
 """
 
@@ -19,7 +19,7 @@ from wan_worker.settings import Settings
 FOLDER: Final = Path(__file__).parent / "web"
 
 TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-"""Of what the page is made of, beside itself."""
+"""Content types of the page's files, by suffix."""
 
 
 def router(parts: Parts) -> APIRouter:
@@ -52,12 +52,12 @@ def router(parts: Parts) -> APIRouter:
 
 
 def headers(settings: Settings) -> dict[str, str]:
-    """What the browser is held to. Finished files may come from the configured bucket alone."""
+    """The rules for the browser. From other hosts, only files in the configured bucket may come."""
     media = "'self' blob: data:"
     if settings.bucket is not None:
         for url in (settings.bucket.endpoint_url, settings.bucket.public_url):
             parts = urlsplit(url or "")
-            # Buckets are addressed by path or, as S3's own are, by a name before the host's.
+            # A bucket's name is in the path or, as with S3's own, before the host's name.
             if parts.netloc:
                 media += f" {parts.scheme}://{parts.netloc} {parts.scheme}://*.{parts.netloc}"
     policy = {

@@ -1,6 +1,6 @@
-"""Routes: which model to take, how fast this worker is, and all that a dashboard shows.
+"""Routes: which model to take, how fast this worker is, and all data of a dashboard.
 
-Not covered: the reports themselves (info), and what raises an alert (alerts).
+Not covered: the reports themselves (reports.info), and the causes of alerts (alerts).
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from wan_worker.server.openapi import told
 from wan_worker.server.shared import ModelType, Parts, model_id
 
 PICTURE = "data:,"
-"""Stands for a picture in a question: nobody looks at it."""
+"""A stand-in for a picture in a question; nothing reads it."""
 
 RECENT = 50
-"""Ended jobs that alerts are about."""
+"""Number of latest ended jobs that alerts consider."""
 
 
 def router(parts: Parts) -> APIRouter:
@@ -125,11 +125,11 @@ def _performance(routes: APIRouter, parts: Parts) -> None:
     )
     async def status() -> Any:
         """The machine at this moment: what it is, and how much of it is taken."""
-        told = await parts.ask("health")
+        health = await parts.ask("health")
         return {
-            "busy": told["busy"],
-            "hardware": told["hardware"],
-            "loaded": told["loaded"],
+            "busy": health["busy"],
+            "hardware": health["hardware"],
+            "loaded": health["loaded"],
             "load_average": os.getloadavg()[0],
             "free_bytes": _free_bytes(parts),
             "queue": parts.queue(),
@@ -185,38 +185,38 @@ def _dashboard(routes: APIRouter, parts: Parts) -> None:
 
 
 async def _models(parts: Parts) -> list[dict[str, Any]]:
-    told, measured = await asyncio.gather(parts.ask("models"), parts.ask("performance"))
-    by_model = {each["model"]: each for each in measured["models"]}
-    can = await asyncio.gather(
-        *(parts.ask("capabilities", model=each["id"]) for each in told["models"])
+    status, measured = await asyncio.gather(parts.ask("models"), parts.ask("performance"))
+    performance_of = {model["model"]: model for model in measured["models"]}
+    abilities = await asyncio.gather(
+        *(parts.ask("capabilities", model=model["id"]) for model in status["models"])
     )
     return [
-        each | {"capabilities": ability, "performance": by_model.get(each["id"])}
-        for each, ability in zip(told["models"], can, strict=True)
+        model | {"capabilities": ability, "performance": performance_of.get(model["id"])}
+        for model, ability in zip(status["models"], abilities, strict=True)
     ]
 
 
 async def _health_of(name: str, parts: Parts) -> dict[str, Any]:
-    told = await parts.model(name)
-    problems = [f"{component} is not here whole" for component in told["missing"]]
-    verified = told.get("verified")
+    model = await parts.model(name)
+    problems = [f"{component} is not here whole" for component in model["missing"]]
+    verified = model.get("verified")
     if verified is not None and verified["result"] != "whole":
         problems.append("its weights differ from what they were made as; download it again")
     return {
-        "model": told["id"],
-        "healthy": told["status"] == "installed" and not problems,
-        "status": told["status"],
-        "loaded": told["loaded"],
-        "weights": told["weights"],
+        "model": model["id"],
+        "healthy": model["status"] == "installed" and not problems,
+        "status": model["status"],
+        "loaded": model["loaded"],
+        "weights": model["weights"],
         "verified": verified,
         "problems": problems,
     }
 
 
-def _analysis(told: dict[str, Any]) -> dict[str, Any]:
-    """Shares of each model's time by stage, and the share of jobs that failed."""
+def _analysis(report: dict[str, Any]) -> dict[str, Any]:
+    """Each stage's share of a model's time, and the share of jobs that failed."""
     models = []
-    for model in told["models"]:
+    for model in report["models"]:
         seconds = {s["stage"]: s["seconds"] for s in model["stages"] if s["stage"] != "total"}
         whole = sum(seconds.values())
         shares = (
@@ -231,12 +231,12 @@ def _analysis(told: dict[str, Any]) -> dict[str, Any]:
                 "slowest_stage": slowest,
             }
         )
-    ended = told["jobs"]["completed"] + told["jobs"]["failed"]
+    ended = report["jobs"]["completed"] + report["jobs"]["failed"]
     return {
         "models": models,
-        "failure_rate": round(told["jobs"]["failed"] / ended, 3) if ended else None,
-        "failures": told["failures"],
-        "estimate_error": told["estimates"],
+        "failure_rate": round(report["jobs"]["failed"] / ended, 3) if ended else None,
+        "failures": report["failures"],
+        "estimate_error": report["estimates"],
     }
 
 
@@ -257,7 +257,7 @@ async def _alerts(parts: Parts) -> list[Alert]:
 
 
 def _free_bytes(parts: Parts) -> dict[str, int]:
-    """Of the file systems that jobs write to, by what names them."""
+    """Free bytes of the file systems that jobs write to, by the folder's environment variable."""
     folders = {
         "OUTPUT_DIR": parts.settings.output_dir,
         "STATE_DIR": parts.settings.state_dir,
@@ -266,6 +266,6 @@ def _free_bytes(parts: Parts) -> dict[str, int]:
     found = {}
     for name, folder in folders.items():
         with suppress(OSError):
-            there = next(each for each in (folder, *folder.resolve().parents) if each.exists())
-            found[name] = shutil.disk_usage(there).free
+            existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+            found[name] = shutil.disk_usage(existing).free
     return found

@@ -1,6 +1,6 @@
 """Routes: is the server up, and what is it doing?
 
-Not covered: the state of the models (api_models).
+Not covered: the state of the models (routes_models).
 """
 
 import asyncio

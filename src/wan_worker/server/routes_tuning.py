@@ -1,6 +1,6 @@
 """Routes: what would make this server faster, doing it, and undoing it.
 
-Not covered: the measuring (calibrate), and what is recommended when (recommend).
+Not covered: the measuring (calibrate), and when something is recommended (recommendations).
 """
 
 from dataclasses import asdict
@@ -48,7 +48,7 @@ def router(parts: Parts) -> APIRouter:
         in their plan; nothing else changes.
         """
         model = await _installed(None if order is None else order.model, parts)
-        # Looked at last: from here to the order nobody else's comes between.
+        # Checked last: from here on nothing is awaited, so that no other order can come first.
         running = parts.dispatcher.calibrations.running
         if running is not None:
             raise Refusal(409, "CONFLICT", f"{running.model} is being measured; wait, or undo it")
@@ -91,18 +91,18 @@ def router(parts: Parts) -> APIRouter:
 
 
 async def _installed(name: str | None, parts: Parts) -> str:
-    """The model to measure: the named one, else the operator's, else the first that is here.
+    """The model to measure: the named one, else the operator's, else the first installed one.
 
     Raises:
         Refusal: 404, 409 or 503.
     """
-    there = (await parts.ask("health"))["models"]
+    installed = (await parts.ask("health"))["models"]
     if name is not None:
         wanted: str = model_id(name)
-    elif parts.settings.default_model is not None or there:
-        wanted = parts.settings.default_model or there[0]
+    elif parts.settings.default_model is not None or installed:
+        wanted = parts.settings.default_model or installed[0]
     else:
         raise Refusal(409, "MODEL_UNAVAILABLE", "No model is installed: download one first")
-    if wanted not in there:
+    if wanted not in installed:
         raise Refusal(409, "MODEL_UNAVAILABLE", f"{wanted} is not installed: download it first")
     return wanted

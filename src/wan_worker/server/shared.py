@@ -1,6 +1,6 @@
-"""What do all routes of the HTTP API share? The server's parts, and the question to the engine.
+"""What do all routes of the HTTP API share? The server's parts, and asking the engine.
 
-Not covered: the routes (api_generation and the other families).
+Not covered: the routes (routes_generation and the other families).
 """
 
 import json
@@ -34,7 +34,7 @@ ModelType = Annotated[
 
 
 class AnsweredError(Exception):
-    """The worker has answered a question with an error; ``error`` is its body."""
+    """The worker has answered a question with an error; ``error`` has its fields."""
 
     def __init__(self, error: dict[str, Any]) -> None:
         super().__init__(error["code"])
@@ -43,7 +43,7 @@ class AnsweredError(Exception):
 
 @dataclass(frozen=True)
 class Parts:
-    """One server's."""
+    """The parts of one server."""
 
     settings: Settings
     contract: Contract
@@ -56,8 +56,8 @@ class Parts:
         """The answer of ``mode: info`` to one question.
 
         Raises:
-            Refusal: 503 while the engine is not there.
-            AnsweredError: it can't be answered.
+            Refusal: 503 while the engine is not ready.
+            AnsweredError: the answer is an error.
         """
         try:
             answer = await self.dispatcher.ask({"report": report} | fields)
@@ -65,11 +65,11 @@ class Parts:
             raise not_ready() from None
         if "error" in answer:
             raise AnsweredError(json.loads(answer["error"]))
-        told: dict[str, Any] = answer["info"]
-        return told
+        info: dict[str, Any] = answer["info"]
+        return info
 
     async def ask_if_there(self, report: str) -> dict[str, Any] | None:
-        """The same; None while the engine is not there."""
+        """The same; None while the engine is not ready."""
         try:
             return await self.ask(report)
         except Refusal:
@@ -85,19 +85,19 @@ class Parts:
         }
 
     async def model(self, name: str) -> dict[str, Any]:
-        """What ``report: models`` tells of one.
+        """The entry of one model in ``report: models``.
 
         Raises:
             Refusal: 404, or 503.
         """
         wanted = model_id(name)
-        told = await self.ask("models")
-        found: dict[str, Any] = next(each for each in told["models"] if each["id"] == wanted)
+        info = await self.ask("models")
+        found: dict[str, Any] = next(model for model in info["models"] if model["id"] == wanted)
         return found
 
 
 def model_id(name: str) -> str:
-    """A model by its id or Wan's own task name, in small letters or large.
+    """The id of a model, from its id or Wan's own task name, in small or capital letters.
 
     Raises:
         Refusal: 404.

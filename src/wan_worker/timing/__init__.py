@@ -1,6 +1,6 @@
 """How much work is a job, how long does it take, and how far is it?
 
-Promises: work is counted, not timed; an estimate is corrected by what was measured here; progress
-only grows; the newest event wins, so that a slow reader holds nobody up.
+Promises: work is counted, not timed; what was measured on this worker corrects an estimate;
+progress only grows; a reader gets the newest event, so a slow reader delays nobody.
 Not covered: how fast a card could be at best (machine.peak_flops).
 """

@@ -1,10 +1,11 @@
 """How far is the job, and should it stop? Events, previews, throttle, cancel and deadline.
 
 One ``Control`` belongs to one job. The worker thread reports and checks; the event loop cancels and
-reads the newest event. Reports overwrite each other: a slow reader sees the latest, never a queue.
-Clocks are monotonic, so a clock that is set does not end a job. The time left is the whole job's,
-where it was estimated: the estimate until a stage has a pace of its own, then corrected by that.
-Not covered: sending events to RunPod (handler), drawing previews (previews).
+reads the newest event. A report replaces the one before: a slow reader sees the latest, never a
+queue. Clocks are monotonic, so a change of the machine's clock does not end a job. If the job was
+estimated, the time left is the whole job's: by the estimate until a stage has a pace of its own,
+then corrected by that pace.
+Not covered: sending events to RunPod (handler), drawing previews (pipelines.previews).
 """
 
 import asyncio
@@ -25,15 +26,15 @@ from wan_worker.timing.estimate import Estimate, StageTime
 log = logging.getLogger(__name__)
 
 PREVIEW_SECONDS: Final = 1.0
-"""Between one preview and the next, at least."""
+"""The least time between one preview and the next."""
 
 PREVIEW_SHARE: Final = 0.05
-"""Of the job's time that drawing previews may take, at most."""
+"""The largest share of the job's time that drawing previews may take."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which of several things the job is at: ``first`` to ``last`` of ``count``, from 1."""
+    """Which of several things the job works on: ``first`` to ``last`` of ``count``, from 1."""
 
     name: str
     first: int
@@ -48,18 +49,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Event:
-    """One report. ``number`` grows by one with each, so that a reader can order them."""
+    """One report. ``number`` grows by one each time, so that a reader can order reports."""
 
     number: int
     stage: str
     step: int | None = None
     steps: int | None = None
     seconds_left: float | None = None
-    """Of the job, if it was estimated; else of this stage, by its average pace so far."""
+    """Of the job, if it was estimated; otherwise of this stage, by its average pace so far."""
     parts: tuple[Part, ...] = ()
 
     def public(self) -> dict[str, Any]:
-        """What the caller of /status sees: only what is known."""
+        """The event as the caller of /status sees it: only what is known."""
         body: dict[str, Any] = {"stage": self.stage, "number": self.number}
         where = ", ".join([self.stage, *map(str, self.parts)])
         for part in self.parts:
@@ -74,7 +75,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Preview:
-    """A small picture of how far the job is; ``number`` grows by one with each."""
+    """A small picture of how far the job is; ``number`` grows by one each time."""
 
     number: int
     stage: str
@@ -84,11 +85,11 @@ class Preview:
 
 
 class Viewer:
-    """Somebody who may be watching a job: draws when they do, seldom, and never at the job's cost.
+    """Draws previews for somebody who may watch a job: seldom, and never at the job's cost.
 
     Args:
         show: takes each preview, in the worker's thread.
-        wanted: asked before drawing; nobody is watching while it says False.
+        wanted: asked before drawing; False means that nobody is watching.
         clock: monotonic seconds.
     """
 
@@ -106,10 +107,10 @@ class Viewer:
         self._broken = False
 
     def offer(self, draw: Callable[[], bytes | None], stage: str, step: int) -> None:
-        """Draw a preview and show it, where one is due. Never raises.
+        """Draw a preview and show it, if one is due. Never raises.
 
         Args:
-            draw: a JPEG file, or None where there is nothing to see yet.
+            draw: returns a JPEG file, or None if there is nothing to see yet.
         """
         try:
             begun = self._clock()
@@ -128,13 +129,13 @@ class Viewer:
 
 
 class Control:
-    """The line between a job's thread and whoever waits for it.
+    """The connection between a job's thread and those who wait for the job.
 
     Args:
         seconds: the job's budget; None for no deadline.
         notify: called after each report, in the worker's thread.
         clock: monotonic seconds.
-        viewer: who may be watching; None draws no previews at all.
+        viewer: draws previews; with None there are none.
     """
 
     def __init__(
@@ -153,18 +154,18 @@ class Control:
         self._stage_started = self.started
         self.latest = Event(0, "queue")
         self.parts: tuple[Part, ...] = ()
-        """Which of several outputs and segments the job is at; every report repeats it."""
+        """Which of several outputs and segments the job works on; every report repeats it."""
         self.timings: dict[str, float] = {}
         """Seconds spent in each stage that has ended."""
         self.estimate: Estimate | None = None
         self.stage_times: list[StageTime] = []
-        """Since the estimate was made, in order."""
+        """All stages since the estimate was made, in order."""
         self._steps: list[float] = []
         """When each step of this stage was done."""
-        self._stage: int | None = None
-        """Place in the estimate; None outside of what it covers."""
+        self._stage_index: int | None = None
+        """The stage's place in the estimate; None if the estimate does not cover it."""
         self._paces: dict[str, float] = {}
-        """Seconds over what was estimated, by stage."""
+        """Seconds over estimated seconds, by stage."""
 
     @property
     def stage(self) -> str:
@@ -175,7 +176,7 @@ class Control:
         self._canceled.set()
 
     def check(self) -> None:
-        """Raise if the job should not go on.
+        """Raise an error if the job should not go on.
 
         Raises:
             Canceled: somebody cancelled it.
@@ -191,7 +192,7 @@ class Control:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of the whole job, or None without a deadline."""
+        """Until the deadline of the whole job; None without a deadline."""
         return None if self._deadline is None else self._deadline - self._clock()
 
     def extend(self, seconds: float) -> None:
@@ -200,12 +201,12 @@ class Control:
             self._deadline = max(self._deadline, self._clock() + seconds)
 
     def expect(self, estimate: Estimate) -> None:
-        """From here on the job takes as long as this, to be held against what it does take."""
+        """Take an estimate for the job from here on; the time taken is compared with it."""
         self.close_stage()
-        self.estimate, self.stage_times, self._stage = estimate, [], None
+        self.estimate, self.stage_times, self._stage_index = estimate, [], None
 
     def enter(self, stage: str) -> None:
-        """Begin a stage: checks, closes the books on the one before, and reports."""
+        """Begin a stage: check, end the stage before, and report."""
         self.check()
         self.close_stage()
         self._advance(stage)
@@ -215,14 +216,20 @@ class Control:
         self._notify()
 
     def close_stage(self) -> None:
-        """Add the time since the last stage began to that stage."""
+        """Add the time since the current stage began to that stage."""
         now = self._clock()
-        stay = self._stay(now)
-        self.timings[stay.stage] = self.timings.get(stay.stage, 0.0) + stay.seconds
-        self.stage_times.append(stay)
-        if self.estimate is not None and self._stage is not None and stay.stage != "check":
-            expected = self.estimate.stages[self._stage]
-            self._paces[stay.stage] = estimates.pace(expected, stay)
+        stage_time = self._stage_time(now)
+        self.timings[stage_time.stage] = (
+            self.timings.get(stage_time.stage, 0.0) + stage_time.seconds
+        )
+        self.stage_times.append(stage_time)
+        if (
+            self.estimate is not None
+            and self._stage_index is not None
+            and stage_time.stage != "check"
+        ):
+            estimated = self.estimate.stages[self._stage_index]
+            self._paces[stage_time.stage] = estimates.pace(estimated, stage_time)
         self._stage_started = now
         self._steps = []
 
@@ -237,31 +244,33 @@ class Control:
         self.latest = Event(self.latest.number + 1, self.stage, done, steps, left, self.parts)
         self._notify()
 
-    def _stay(self, now: float) -> StageTime:
-        """In this stage, until now."""
+    def _stage_time(self, now: float) -> StageTime:
+        """The time spent in this stage, until now."""
         began = self._stage_started
-        marks = [began, *self._steps]
-        steps = (after - before for before, after in pairwise(marks))
+        times = [began, *self._steps]
+        steps = (after - before for before, after in pairwise(times))
         return StageTime(self.stage, now - began, tuple(steps))
 
     def _advance(self, stage: str) -> None:
-        """Find the stage in the estimate, from where the job is; a second try begins again."""
-        if self.estimate is None or (stage == "check" and self._stage is not None):
-            return  # the file's check is part of its making
-        stages = [each.stage for each in self.estimate.stages]
-        start = 0 if self._stage is None else self._stage + 1
-        ahead = [*range(start, len(stages)), *range(start)]
-        self._stage = next((place for place in ahead if stages[place] == stage), None)
+        """Find the stage in the estimate, from the job's place on; a second try begins again."""
+        if self.estimate is None or (stage == "check" and self._stage_index is not None):
+            return  # a file's check counts as part of its making
+        stages = [stage_estimate.stage for stage_estimate in self.estimate.stages]
+        start = 0 if self._stage_index is None else self._stage_index + 1
+        order = [*range(start, len(stages)), *range(start)]
+        self._stage_index = next((index for index in order if stages[index] == stage), None)
 
     def _left(self, stage: str, now: float, steps: int = 0) -> float | None:
-        if self.estimate is None or self._stage is None:
+        if self.estimate is None or self._stage_index is None:
             return None
-        stay = None if stage == "check" else self._stay(now)
-        return estimates.left(self.estimate.stages, self._stage, stay, self._paces, steps)
+        stage_time = None if stage == "check" else self._stage_time(now)
+        return estimates.left(
+            self.estimate.stages, self._stage_index, stage_time, self._paces, steps
+        )
 
 
 class Relay:
-    """Carries a job's newest event to the platform, in order and at most once a second.
+    """Sends a job's newest event to the platform, in order and at most once a second.
 
     RunPod's ``progress_update`` starts a thread per call, so that updates overtake each other and
     can land after the result. Here one coroutine sends them one by one, and ``close`` returns when
@@ -281,7 +290,7 @@ class Relay:
         self._sending = asyncio.Lock()
 
     def notify(self) -> None:
-        """Say, from any thread, that there is a newer event."""
+        """Report, from any thread, that there is a newer event."""
         self._loop.call_soon_threadsafe(self._changed.set)
 
     async def run(self, control: Control) -> None:
@@ -297,7 +306,7 @@ class Relay:
             await asyncio.sleep(self._interval)
 
     async def close(self, running: "asyncio.Task[None]", seconds: float = 5.0) -> None:
-        """Stop sending; an update that is under way arrives first, unless it takes too long."""
+        """Stop sending. An update under way arrives first, unless it takes too long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds), self._sending:
                 running.cancel()

@@ -1,9 +1,9 @@
-"""What has this worker done so far? The one thing, beside loaded weights, that outlives a job.
+"""What has this worker done so far? Only this and loaded weights outlive a job.
 
 Two things are kept: samples of each kind of work, for estimates, and how jobs ended, for reports.
-Bounded: of each the last ones; counts go on. Any thread may write and read; what is read is a copy.
-It goes with the process, and changes nothing of what is generated.
-Not covered: what follows from it (estimate, performance).
+Both are bounded: only the last ones are kept, while counts go on. Any thread may write and read; a
+reader gets a copy. The record ends with the process and changes nothing of what is generated.
+Not covered: estimates (estimate) and reports (reports.performance) that use it.
 """
 
 import threading
@@ -17,13 +17,13 @@ from wan_worker.timing.estimate import KEPT, Sample, Samples
 from wan_worker.timing.work import Key
 
 MAX_KEYS: Final = 512
-"""Kinds of work; beyond that the one seen longest ago is forgotten."""
+"""Kinds of work that are kept; beyond that the one seen longest ago is forgotten."""
 
 RECENT: Final = 1000
-"""Completed jobs that percentiles are of."""
+"""Number of completed jobs that percentiles are computed from."""
 
 COMPLETED: Final = "COMPLETED"
-"""Stands where a failed job has its error's code."""
+"""A completed job has this code; a failed job has its error's code."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Ended:
 
     model: str
     seconds: Mapping[str, float]
-    """By stage, ``queue`` and ``total`` among them."""
+    """By stage; ``queue`` and ``total`` are included."""
     peak_bytes: int | None
-    """Most that it took of the GPU; None on a CPU."""
+    """The most GPU memory that it took; None on a CPU."""
     estimate_error: float | None
-    """(Expected - taken) / taken."""
+    """(Estimated - taken) / taken."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class History:
     since: float
     """Seconds since 1970."""
     codes: Mapping[str, int]
-    """Jobs by ``COMPLETED`` or their error's code."""
+    """Number of jobs, by ``COMPLETED`` or their error's code."""
     totals: Mapping[tuple[str, str], tuple[int, float]]
-    """Completed jobs and their seconds, by model and stage."""
+    """Number of completed jobs and their seconds, by model and stage."""
     recent: tuple[Ended, ...]
 
 
@@ -73,13 +73,13 @@ class Record:
                 del self._samples[next(iter(self._samples))]
 
     def completed(self, metadata: Mapping[str, Any], peak_bytes: int | None) -> None:
-        """A job came to its answer.
+        """Record a job that has completed.
 
         Args:
-            metadata: the answer's.
+            metadata: the answer's metadata.
         """
-        expected = metadata["estimate"] or {}
-        job = Ended(metadata["model"], metadata["timings"], peak_bytes, expected.get("error"))
+        estimate = metadata["estimate"] or {}
+        job = Ended(metadata["model"], metadata["timings"], peak_bytes, estimate.get("error"))
         with self._lock:
             self._codes[COMPLETED] = self._codes.get(COMPLETED, 0) + 1
             self._recent.append(job)
@@ -92,7 +92,7 @@ class Record:
             self._codes[code] = self._codes.get(code, 0) + 1
 
     def has(self, key: Key, amount: float) -> bool:
-        """Is there a sample of this very amount?"""
+        """Is there a sample of exactly this amount?"""
         with self._lock:
             return any(sample.amount == amount for sample in self._samples.get(key, ()))
 

@@ -1,10 +1,10 @@
-"""How do frames get from where they are made to main memory? While the next ones are being made.
+"""How do frames get from the GPU to main memory? While the next frames are being made.
 
-A GPU works through a queue: whoever asks for a result waits until the queue is empty, and the queue
-stays empty while the result is looked at. So nothing is asked of a chunk before the next one is in
-the queue: it crosses as uint8 into page-locked memory, and an event says when it is there.
-On a CPU a chunk is there when it is made, and waits for the next one all the same: one flow.
-Not covered: what makes the chunks (generate); a GPU has not yet been seen to gain by this.
+A GPU works through a queue. To read a result, the CPU waits until the queue is empty, and the queue
+stays empty while the CPU looks at the result. So no chunk is read before the next one is in the
+queue. The chunk is copied as uint8 into page-locked memory, and an event says when it has arrived.
+On a CPU no copy is needed; the chunk still waits for the next one, so that there is one flow.
+Not covered: making the chunks (pipelines.generate). No gain has been measured on a GPU yet.
 """
 
 from collections.abc import Generator
@@ -23,30 +23,30 @@ class _Transfer:
     pixels: "torch.Tensor"
     finite: "torch.Tensor"
     arrived: Any
-    """A CUDA event, or None where nothing crosses."""
+    """A CUDA event, or None if there is no copy."""
 
 
 def to_host(
     chunks: "Generator[tuple[torch.Tensor, torch.Tensor], None, None]",
 ) -> "Generator[torch.Tensor, None, None]":
-    """The same chunks in main memory, each handed out when the next one has been begun.
+    """Yield the same chunks in main memory, each after the next one has been started.
 
     Args:
-        chunks: uint8 [n, height, width, 3], and a bool: were its pixels finite? Both where they
-            were made.
+        chunks: uint8 [n, height, width, 3], and a bool: were its pixels finite? Both are on the
+            device that made them.
 
     Raises:
-        GenerationFailed: they were not.
+        GenerationFailed: the pixels were not finite.
     """
     with closing(chunks):
-        waiting = None
+        pending = None
         for pixels, finite in chunks:
-            begun = _begin(pixels, finite)
-            if waiting is not None:
-                yield _end(waiting)
-            waiting = begun
-        if waiting is not None:
-            yield _end(waiting)
+            transfer = _begin(pixels, finite)
+            if pending is not None:
+                yield _end(pending)
+            pending = transfer
+        if pending is not None:
+            yield _end(pending)
 
 
 def _begin(pixels: "torch.Tensor", finite: "torch.Tensor") -> _Transfer:
@@ -54,7 +54,7 @@ def _begin(pixels: "torch.Tensor", finite: "torch.Tensor") -> _Transfer:
 
     if not pixels.is_cuda:
         return _Transfer(pixels, finite, None)
-    # From torch's own pool of page-locked memory, which hands out the same pieces again.
+    # torch has its own pool of page-locked memory, which reuses the same blocks.
     host = [torch.empty_like(t, device="cpu", pin_memory=True) for t in (pixels, finite)]
     for target, source in zip(host, (pixels, finite), strict=True):
         target.copy_(source, non_blocking=True)
@@ -63,9 +63,9 @@ def _begin(pixels: "torch.Tensor", finite: "torch.Tensor") -> _Transfer:
     return _Transfer(host[0], host[1], arrived)
 
 
-def _end(crossing: _Transfer) -> "torch.Tensor":
-    if crossing.arrived is not None:
-        crossing.arrived.synchronize()
-    if not bool(crossing.finite):
+def _end(transfer: _Transfer) -> "torch.Tensor":
+    if transfer.arrived is not None:
+        transfer.arrived.synchronize()
+    if not bool(transfer.finite):
         raise GenerationFailed("The decoder produced NaN; try another seed")
-    return crossing.pixels
+    return transfer.pixels

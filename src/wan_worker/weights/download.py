@@ -1,14 +1,14 @@
-"""Who fills the store? Weights from the Hub, one copy of each component, in the type that runs.
-What is published elsewhere, as one file fixed by its hash, is installed the same way.
+"""Fill the store with weights from the Hub: one copy of each component, in the type that runs.
 
-A component's files arrive in ``<name>.download``, are rounded to bfloat16 on their way into
-``<name>.partial`` where they are float32 and may be, and appear under the component's name all at
-once, with their manifest. What a run leaves behind when it is killed, the next one goes on with.
+A release published elsewhere, one file with a fixed hash, is installed the same way.
+A component's files arrive in ``<name>.download``. On the way into ``<name>.partial``, float32
+weights that allow it are rounded to bfloat16. Then all files appear under the component's name at
+once, with their manifest. If a run is killed, the next run continues with its files.
 
-Promises: only JSON, tokenizer files and safetensors are downloaded from the Hub, and a published
-pickle becomes safetensors without being trusted; the VAE and the modules that
-the model's class keeps in float32 are stored as they came; a component that is there is not asked
-for again, so an installed store needs no network; two processes on one volume take turns.
+Promises: only JSON, tokenizer files and safetensors are downloaded from the Hub; a published pickle
+becomes safetensors without being trusted; the VAE, and the modules that the model's class keeps in
+float32, are stored unchanged; an installed component is not requested again, so an installed store
+needs no network; two processes on one volume take turns.
 Not covered: a file system without locks, and which models are worth installing (docs/operating.md).
 """
 
@@ -38,10 +38,10 @@ from wan_worker.weights.store import (
 )
 
 MARGIN_BYTES: Final = 256 * 1024**2
-"""Disk left free beyond what the weights take."""
+"""Disk space that stays free beside the weights."""
 
 STREAMS: Final = 4
-"""Files that come at a time: one connection does not fill a data centre's line."""
+"""Files that download at the same time: one connection does not fill a data centre's line."""
 
 STATE: Final = "source.json"
 
@@ -57,7 +57,7 @@ class Source:
 
     @property
     def files(self) -> dict[str, RemoteFile]:
-        """All of the component's files there, by name."""
+        """All of the component's files in the repository, by name."""
         return self.repository.folder(self.component.hub_folder)
 
     @property
@@ -73,17 +73,17 @@ def install(
     report: Report = lambda line: None,
     others: Iterable[Component] = (),
 ) -> None:
-    """Download every component of these models, and others, that is not in the store yet.
+    """Download every component of these models, and of ``others``, that the store lacks.
 
     Args:
-        revisions: branch, tag or commit by repository; ``*`` stands for all others. A repository
-            that is named here is asked for even where the component is installed, and the
-            component replaced if it is of another commit.
+        revisions: branch, tag or commit by repository; ``*`` stands for all others. The Hub is
+            asked for a repository named here even if its component is installed. A component of
+            another commit is replaced.
 
     Raises:
-        ModelUnavailable: the Hub does not give it, or the store can't be written.
-        ModelCorrupt: what the Hub gives is not what it states, or no safetensors.
-        DiskFull: before anything is downloaded, where that can be told.
+        ModelUnavailable: the Hub does not provide it, or the store can't be written.
+        ModelCorrupt: the content is not what the Hub states, or is no safetensors.
+        DiskFull: raised before the download starts, if the sizes already show it.
     """
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ def install(
         for source in sources:
             _install(models_dir, source, hub, report)
     except OSError as error:
-        raise _explained(error) from error
+        raise _disk_error(error) from error
 
 
 def _published(component: Component, revision: str | None, hub: Hub) -> Repository:
-    """What the Hub lists, or the one file of a release, which needs no asking."""
+    """The repository that the Hub lists, or a release's one file, which needs no request."""
     release = component.release
     if release is None:
         return hub.repository(component.repository, revision)
@@ -122,7 +122,7 @@ def _revision(component: Component, revisions: Mapping[str, str]) -> str | None:
 
 
 def _is_installed(models_dir: Path, component: Component, source: Source | None = None) -> bool:
-    """Whether real weights are there, and of the source's commit where one is given."""
+    """Whether real weights are installed, and at the commit of ``source`` if one is given."""
     manifest = read_manifest(models_dir / component.name)
     if manifest is None or manifest["repository"] == TINY:
         return False
@@ -130,7 +130,7 @@ def _is_installed(models_dir: Path, component: Component, source: Source | None 
 
 
 def _check_space(models_dir: Path, sources: list[Source]) -> None:
-    """Refuse what can't fit before the first byte is downloaded."""
+    """Raise DiskFull before the first download if the weights can't fit."""
     needed, largest = 0, 0
     for source in sources:
         component = source.component
@@ -138,7 +138,7 @@ def _check_space(models_dir: Path, sources: list[Source]) -> None:
         arriving = sum(file.size for file in files)
         needed += arriving * component.stored_bytes // component.hub_bytes
         needed -= _bytes_in(models_dir / f"{component.name}.partial")
-        # Files lie there as they came until they are rounded.
+        # A downloaded file keeps its full size until it is rounded.
         largest = max(largest, sum(sorted(file.size for file in files)[-STREAMS:]))
     free = shutil.disk_usage(models_dir).free
     needed += largest + MARGIN_BYTES if sources else 0
@@ -155,9 +155,9 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _wanted(component: Component, listed: Mapping[str, RemoteFile]) -> list[RemoteFile]:
-    """The files that a component may need: no other precision's, no pickles, no pictures.
+    """The files that a component may need: no other precision, no pickles, no pictures.
 
-    With an index these are more than enough; ``_fill`` takes those that the index names.
+    If there is an index, this list is too long; ``_fill`` takes only the files in the index.
     """
     if component.release is not None:
         return list(listed.values())
@@ -201,13 +201,13 @@ def _wanted(component: Component, listed: Mapping[str, RemoteFile]) -> list[Remo
 
 
 def _install(models_dir: Path, source: Source, hub: Hub, report: Report) -> None:
-    """Bring one component into the store, alone among all processes."""
+    """Install one component while no other process installs it."""
     from filelock import FileLock, Timeout
 
     component = source.component
     locks = models_dir / ".locks"
     locks.mkdir(exist_ok=True)
-    # The lock is the operating system's: it goes with its process, however that ends.
+    # The operating system frees this lock when the process ends, however it ends.
     lock = FileLock(locks / f"{component.name}.lock")
     try:
         held = lock.acquire(timeout=0)
@@ -233,7 +233,7 @@ def _install(models_dir: Path, source: Source, hub: Hub, report: Report) -> None
 
 
 def _folders(models_dir: Path, source: Source) -> tuple[Path, Path]:
-    """The folders of an unfinished installation: an earlier run's if it was of the same commit."""
+    """The folders of an unfinished installation. Those of the same commit keep their files."""
     name = source.component.name
     arriving, partial = models_dir / f"{name}.download", models_dir / f"{name}.partial"
     try:
@@ -250,7 +250,7 @@ def _folders(models_dir: Path, source: Source) -> tuple[Path, Path]:
 
 
 def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
-    """Get each file, and put it where it belongs, rounded if it has to be."""
+    """Download each file and move it to ``partial``, rounded if necessary."""
     component = source.component
     wanted = _wanted(component, source.files)
     if component.release is not None:
@@ -264,12 +264,12 @@ def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
         return
     stop = threading.Event()
 
-    def bring(file: RemoteFile) -> None:
+    def fetch_one(file: RemoteFile) -> None:
         if (partial / file.name).exists():
             hub.tally.has(source.repository.name, file.path, file.size)
         else:
             hub.get(source.repository, file, arriving / file.name, stop)
-            _place(arriving / file.name, partial / file.name, component)
+            _move_or_round(arriving / file.name, partial / file.name, component)
 
     try:
         listed = {file.name: file for file in wanted if file not in small}
@@ -277,20 +277,20 @@ def _fill(partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
         chosen = [listed[name] for name in indexed] if indexed else list(listed.values())
         with ThreadPoolExecutor(STREAMS, thread_name_prefix="download") as pool:
             try:
-                for done in as_completed([pool.submit(bring, file) for file in chosen]):
-                    done.result()
-            except BaseException:  # Ctrl-C too: nobody waits for the rest of 10 GB
+                for finished in as_completed([pool.submit(fetch_one, file) for file in chosen]):
+                    finished.result()
+            except BaseException:  # Ctrl-C too: do not wait for the rest of 10 GB
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        _mend_index(partial)
+        _update_index_size(partial)
     except (ValueError, KeyError) as error:
         raise ModelCorrupt(f"{component.name}: {source.repository.name} holds no whole safetensors "
                            f"({error})") from error  # fmt: skip
 
 
 def _convert(file: RemoteFile, partial: Path, arriving: Path, source: Source, hub: Hub) -> None:
-    """Get a published checkpoint and write what is in it as safetensors."""
+    """Download a published checkpoint and write its tensors as safetensors."""
     hub.get(source.repository, file, arriving / file.name)
     try:
         real_esrgan.convert(arriving / file.name, partial)
@@ -299,7 +299,7 @@ def _convert(file: RemoteFile, partial: Path, arriving: Path, source: Source, hu
 
 
 def _kept_in_fp32(component: Component) -> frozenset[str]:
-    """The modules that the component's class loads in float32 whatever type it is asked for."""
+    """The modules that the component's class always loads in float32."""
     library, class_name = component.class_name.split(":")
     cls = getattr(importlib.import_module(library), class_name)
     # transformers' plain list is about float16 only; the strict one is about bfloat16 too.
@@ -310,12 +310,12 @@ def _kept_in_fp32(component: Component) -> frozenset[str]:
     return frozenset(getattr(cls, attribute, None) or ())
 
 
-def _place(arrived: Path, final: Path, component: Component) -> None:
-    """Move a file of weights on, as it is or rounded; under its final name once it is whole."""
+def _move_or_round(arrived: Path, final: Path, component: Component) -> None:
+    """Move a weight file, unchanged or rounded. It gets its final name when it is whole."""
     header = safetensors_file.read_header(arrived)
-    wide = not component.keep_fp32 and any(t.dtype == "F32" for t in header.tensors.values())
-    keep = _kept_in_fp32(component) if wide else frozenset()
-    if wide and safetensors_file.to_halve(header, keep):
+    has_fp32 = not component.keep_fp32 and any(t.dtype == "F32" for t in header.tensors.values())
+    keep = _kept_in_fp32(component) if has_fp32 else frozenset()
+    if has_fp32 and safetensors_file.to_halve(header, keep):
         unfinished = arrived.with_suffix(".bf16")
         safetensors_file.to_bfloat16(arrived, unfinished, keep)
         unfinished.replace(final)
@@ -324,8 +324,8 @@ def _place(arrived: Path, final: Path, component: Component) -> None:
         arrived.replace(final)
 
 
-def _mend_index(partial: Path) -> None:
-    """Let the index state the size of what is stored."""
+def _update_index_size(partial: Path) -> None:
+    """Write the stored size into the index."""
     for index in partial.glob("*.safetensors.index.json"):
         content = json.loads(index.read_text("utf-8"))
         total = sum(
@@ -335,8 +335,8 @@ def _mend_index(partial: Path) -> None:
         index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _explained(error: OSError) -> DiskFull | ModelUnavailable:
-    """The disk's failure, without its paths."""
+def _disk_error(error: OSError) -> DiskFull | ModelUnavailable:
+    """The error for a failure of the disk, without its paths."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
             "The disk is full; what was half there is removed. Name fewer models or another --dest",

@@ -1,14 +1,14 @@
-"""What does a Hub repository hold, and its files, whole. A release elsewhere comes the same way.
+"""List a Hub repository and download its files whole. A release elsewhere works the same way.
 
-Over huggingface_hub's own session, so that HF_ENDPOINT, proxies, certificates and offline mode mean
-here what they mean everywhere. Its downloader is not used: it throws a file that was cut off away
-when its process dies, and the files here are up to 10 GB.
+Requests use huggingface_hub's own session, so that HF_ENDPOINT, proxies, certificates and offline
+mode work as they do everywhere. Its downloader is not used: it discards a partial file when its
+process dies, and the files here have up to 10 GB.
 
-Promises: a file that was cut off goes on where it stopped, in this process or the next; what
-arrives has the hash that the Hub, or the catalog, states; a busy Hub is waited for as long as it
-asks, up to a bound; the token goes to the Hub alone and into no message.
-Not covered: Xet's chunk protocol (the same files come over plain HTTP), and files that a repository
-holds outside safetensors and JSON.
+Promises: an interrupted download continues where it stopped, in this process or the next; a
+finished file has the hash that the Hub, or the catalog, states; if the Hub is busy, we wait as long
+as it asks, up to a bound; the token goes to the Hub alone and into no message.
+Not covered: Xet's chunk protocol (the same files come over plain HTTP), and files of a repository
+other than safetensors and JSON.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIES: Final = 5
-"""Failures in a row, without a byte gained, after which a download is given up."""
+"""A download is given up after so many failures in a row without a new byte."""
 
 MAX_WAIT_SECONDS: Final = 300.0
-"""The Hub's limits count over five minutes; a longer Retry-After is for a person to wait out."""
+"""The Hub counts its limits over five minutes. A longer Retry-After ends the download."""
 
 TIMEOUT_SECONDS: Final = 30.0
 _PIECE = 1024**2
 
 
 class Stopped(Exception):
-    """Another thread has ended this download."""
+    """Another thread stopped this download."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the Hub lists it, or the catalog."""
+    """A file as the Hub or the catalog lists it."""
 
     path: str
     size: int
     digest: str
     """sha256 of the content for a large file, git's blob sha1 for a small one."""
     url: str | None = None
-    """Its address, if that is not on the Hub."""
+    """Its address, if it is not on the Hub."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class RemoteFile:
             return False
         if len(self.digest) == 64:
             digest = hashlib.sha256()
-        else:  # git's name for the content: what a small file is listed under
+        else:  # a small file is listed under git's name for its content
             digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
         with path.open("rb") as file:
             while piece := file.read(_PIECE):
@@ -78,32 +78,32 @@ class Repository:
     files: tuple[RemoteFile, ...]
 
     def folder(self, name: str) -> dict[str, RemoteFile]:
-        """The files directly in a folder, by their name there; an empty name is the top."""
+        """The files directly in a folder, by file name. An empty name means the top folder."""
         prefix = f"{name}/" if name else ""
         return {f.name: f for f in self.files if f.path == prefix + f.name}
 
 
 class Tally:
-    """How many bytes of those that are wanted are here; from any thread.
+    """How many of the wanted bytes have arrived. Any thread may call it.
 
-    A file may be told again, when it goes on after a break or has to come anew.
+    A file may be reported again, when its download continues or starts over.
     """
 
     def __init__(self) -> None:
         self.wanted = 0
-        self._here: dict[tuple[str, str], int] = {}
+        self._bytes_by_file: dict[tuple[str, str], int] = {}
 
     @property
     def here(self) -> int:
-        return sum(list(self._here.values()))
+        return sum(list(self._bytes_by_file.values()))
 
     def has(self, repository: str, path: str, count: int) -> None:
-        """So many bytes of a file are here now."""
-        self._here[repository, path] = count
+        """Record that so many bytes of a file have arrived."""
+        self._bytes_by_file[repository, path] = count
 
 
 class Hub:
-    """The Hugging Face Hub, or what HF_ENDPOINT names in its place."""
+    """The Hugging Face Hub, or the server that HF_ENDPOINT names instead."""
 
     def __init__(
         self,
@@ -119,13 +119,13 @@ class Hub:
         self._known: dict[tuple[str, str | None], Repository] = {}
 
     def repository(self, name: str, revision: str | None = None) -> Repository:
-        """What a repository holds at a branch, tag or commit (default: main).
+        """List a repository at a branch, tag or commit (default: main).
 
         Raises:
             ModelUnavailable: the Hub does not show it, or can't be reached.
         """
         if (name, revision) not in self._known:
-            self._known[name, revision] = self._patiently(
+            self._known[name, revision] = self._with_retries(
                 name, threading.Event(), lambda: self._list(name, revision)
             )
         return self._known[name, revision]
@@ -137,19 +137,19 @@ class Hub:
         target: Path,
         stop: threading.Event | None = None,
     ) -> None:
-        """Bring a file to ``target``, from where an earlier try stopped.
+        """Download a file to ``target``; continue where an earlier try stopped.
 
         Args:
-            stop: set by another thread to end this at once; what has arrived stays.
+            stop: another thread sets it to end the download at once; the bytes so far stay.
 
         Raises:
-            ModelUnavailable: the Hub refuses it, or can't be reached.
-            ModelCorrupt: what arrives, twice over, is not what the Hub states.
-            OSError: the disk's own.
+            ModelUnavailable: the Hub refuses the file, or can't be reached.
+            ModelCorrupt: the content differed twice from what the Hub states.
+            OSError: the disk failed.
         """
         stop = stop or threading.Event()
         for _ in range(2):
-            self._patiently(
+            self._with_retries(
                 repository.name,
                 stop,
                 lambda: self._stream(repository, file, target, stop),
@@ -186,19 +186,19 @@ class Hub:
     def _stream(
         self, repository: Repository, file: RemoteFile, target: Path, stop: threading.Event
     ) -> None:
-        """Append what is missing of a file."""
+        """Append the missing part of a file."""
         import httpx2
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm
 
         with target.open("ab") as out:
-            have = out.tell()
-            self.tally.has(repository.name, file.path, have)
-            if have >= file.size:
+            received = out.tell()
+            self.tally.has(repository.name, file.path, received)
+            if received >= file.size:
                 return
             headers = {} if file.url else build_hf_headers(token=self._plain_token())
             headers |= {"Accept-Encoding": "identity"}
-            headers |= {"Range": f"bytes={have}-"} if have else {}
+            headers |= {"Range": f"bytes={received}-"} if received else {}
             url = file.url or hf_hub_url(
                 repository.name, file.path, revision=repository.commit, endpoint=self._endpoint
             )
@@ -207,31 +207,31 @@ class Hub:
                 "GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True
             ) as response:
                 hf_raise_for_status(response)
-                if have and not _continues(response, have):
+                if received and not _continues(response, received):
                     out.truncate(0)
-                    have = 0
+                    received = 0
                 with tqdm(
                     total=file.size,
-                    initial=have,
+                    initial=received,
                     desc=file.path,
                     unit="B",
                     unit_scale=True,
                     disable=None,  # bars for a terminal only
                 ) as bar:
-                    # As they come: pieces of a fixed size would lose the last one with the line.
+                    # Pieces as they arrive: with a fixed size, a broken line would lose the last.
                     for piece in response.iter_bytes():
                         if stop.is_set():
                             raise Stopped
                         room = file.size - out.tell()
                         out.write(piece[:room])
                         if len(piece) > room:
-                            break  # more than is stated: never more on disk than that
+                            break  # the body is too long: never write more than is stated
                         bar.update(len(piece))
                         self.tally.has(repository.name, file.path, out.tell())
         if _size(target) < file.size:
             raise httpx2.RemoteProtocolError("the body ended early")
 
-    def _patiently(
+    def _with_retries(
         self,
         name: str,
         stop: threading.Event,
@@ -239,18 +239,18 @@ class Hub:
         progress: Callable[[], int] = lambda: 0,
         place: str = "The Hub",
     ) -> T:
-        """Try until it works, it can't work, or nothing moves any more."""
+        """Call again until it succeeds, can't succeed, or makes no more progress."""
         import httpx2
 
-        failures, before = 0, progress()
+        failures, bytes_before = 0, progress()
         while True:
             try:
                 return call()
             except (httpx2.HTTPError, OSError, ValueError) as error:
                 if _is_local(error):
                     raise
-                failures = failures + 1 if progress() == before else 1
-                before = progress()
+                failures = failures + 1 if progress() == bytes_before else 1
+                bytes_before = progress()
                 pause = _pause(error, failures)
                 if pause is None or failures >= TRIES:
                     raise _explained(name, error, place) from error
@@ -259,7 +259,7 @@ class Hub:
                     raise Stopped from error
 
     def _plain_token(self) -> str | bool:
-        # False, not None: None would let the library look for a token on its own.
+        # False, not None: with None the library would look for a token itself.
         return self._token.reveal() if self._token is not None else False
 
 
@@ -267,14 +267,14 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _continues(response: "httpx2.Response", have: int) -> bool:
-    """Whether the body goes on where we stopped; a server may ignore the Range header."""
+def _continues(response: "httpx2.Response", received: int) -> bool:
+    """Whether the body starts where we stopped. A server may ignore the Range header."""
     start: str = response.headers.get("Content-Range", "")
-    return response.status_code == 206 and start.startswith(f"bytes {have}-")
+    return response.status_code == 206 and start.startswith(f"bytes {received}-")
 
 
 def _is_local(error: Exception) -> bool:
-    """Whether it is this machine's own disk that failed."""
+    """Whether this machine's own disk failed."""
     import httpx2
 
     return (
@@ -290,7 +290,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _pause(error: Exception, failures: int) -> float | None:
-    """Seconds until the next try, or None where there is no sense in one."""
+    """Seconds until the next try, or None if another try can't help."""
     import httpx2
 
     status = _status(error)
@@ -305,7 +305,7 @@ def _pause(error: Exception, failures: int) -> float | None:
 
 
 def _explained(name: str, error: Exception, place: str) -> ModelUnavailable:
-    """A failure in words that say what to do; the library's own may hold addresses and headers."""
+    """An error that says what to do. The library's own text may hold addresses and headers."""
     status = _status(error)
     if place != "The Hub" and status in (401, 403, 404):
         return ModelUnavailable(f"{place} does not give {name} ({status})")
@@ -322,9 +322,9 @@ def _explained(name: str, error: Exception, place: str) -> ModelUnavailable:
             "what has arrived is kept, run the same command again",
             retryable=True,
         )
-    what = f"answers {status}" if status is not None else f"fails ({type(error).__name__})"
+    failure = f"answers {status}" if status is not None else f"fails ({type(error).__name__})"
     return ModelUnavailable(
-        f"{place} {what} for {name}; what has arrived is kept, run the same command again. "
+        f"{place} {failure} for {name}; what has arrived is kept, run the same command again. "
         "Models that are installed work without it",
         retryable=True,
     )

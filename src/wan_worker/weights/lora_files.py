@@ -1,17 +1,18 @@
 """Where is the file of a LoRA, and is it a whole safetensors file?
 
-A name is looked for in ``loras/`` of MODELS_DIR, then of the store on the network volume. A URL is
-downloaded once into LORA_CACHE_DIR, as ``<hash of the URL>-<sha256 of the file>.safetensors``, and
-kept there while LORA_CACHE_BYTES has room; the least recently used files go first.
+A name is searched in ``loras/`` of MODELS_DIR, then in ``loras/`` of the store on the network
+volume. A URL is downloaded once into LORA_CACHE_DIR, as
+``<hash of the URL>-<sha256 of the file>.safetensors``. The file stays while LORA_CACHE_BYTES has
+room; the least recently used files go first.
 
-Promises: nothing but safetensors is ever opened, and a header is read before anything else; a file
-appears in the cache whole or not at all, and stays while a job uses it, whichever worker or thread
-that is; what a killed worker left behind is swept by the next download.
-How: all changes of the cache are made under one lock of the operating system's, none of which
-waits for the network; a file in use, and a download under way, hold a lock of their own. They go
-with their process, however that ends.
-Not covered: whether a URL's content has changed since (a cached file is not asked for again), file
-systems without locks, and whether the adapter fits the model (lora).
+Promises: only safetensors are ever opened, and the header is read first; a file appears in the
+cache whole or not at all, and stays while a job of any worker or thread uses it; the next download
+removes the partial files of a killed worker.
+How: one lock of the operating system guards all changes of the cache; no change waits for the
+network. Each file in use and each download has a lock of its own. All locks end with their process,
+however it ends.
+Not covered: whether a URL's content has changed (a cached file is not requested again), file
+systems without locks, and whether the adapter fits the model (pipelines.lora).
 """
 
 import errno
@@ -35,9 +36,9 @@ from wan_worker.weights import safetensors_file
 from wan_worker.weights.store import LORAS, VOLUME_STORE
 
 DOWNLOAD_SECONDS: Final = 600.0
-"""For one file, whatever its size."""
+"""The limit for one file of any size."""
 MAX_HEADER_BYTES: Final = 8 * 1024**2
-"""Ten times what the largest layout takes: every layer of a 14B model, in the longest names."""
+"""Ten times the largest header: every layer of a 14B model, with the longest names."""
 MAX_NAMES: Final = 10
 _PART: Final = ".part"
 _MIB: Final = 1024**2
@@ -45,21 +46,21 @@ _MIB: Final = 1024**2
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA whose file is here and has the header of one."""
+    """A LoRA whose file is on disk and has a LoRA's header."""
 
     lora: Lora
     path: Path
     sha256: str | None = None
-    """Of a downloaded file."""
+    """The hash of a downloaded file."""
 
 
 def check(loras: tuple[Lora, ...], settings: Settings, policy: Policy) -> None:
-    """Refuse what can be refused before any work: unknown names, wrong files, bad URLs.
+    """Refuse unknown names, wrong files and bad URLs before any work starts.
 
     Raises:
-        InvalidRequest: no file of that name is here.
-        Unsupported: it is no safetensors file of a LoRA.
-        UrlBlocked: the URL may not be dialled.
+        InvalidRequest: there is no file of that name.
+        Unsupported: the file is no safetensors file of a LoRA.
+        UrlBlocked: the worker may not connect to the URL.
     """
     for lora in loras:
         where = f"{lora.field}/source"
@@ -73,12 +74,12 @@ def check(loras: tuple[Lora, ...], settings: Settings, policy: Policy) -> None:
 def fetched(
     loras: tuple[Lora, ...], settings: Settings, policy: Policy, control: Control
 ) -> Iterator[tuple[LoraFile, ...]]:
-    """The LoRAs' files, downloaded where need be; they stay while the block runs.
+    """Yield the LoRAs' files, downloaded if necessary. They stay while the block runs.
 
     Raises:
         FetchFailed, UrlBlocked: a download failed.
-        DiskFull: the cache can't take it.
-        InvalidRequest, Unsupported: as ``check``.
+        DiskFull: the cache has no room for it.
+        InvalidRequest, Unsupported: as in ``check``.
     """
     with ExitStack() as held:
         yield tuple(
@@ -90,10 +91,10 @@ def fetched(
 
 
 def check_header(path: Path, where: str) -> safetensors_file.Header:
-    """The header of a LoRA's file.
+    """Read the header of a LoRA's file.
 
     Raises:
-        Unsupported: it is not one.
+        Unsupported: the file is not a LoRA.
     """
     try:
         header = safetensors_file.read_header(path, MAX_HEADER_BYTES)
@@ -117,9 +118,11 @@ def _local(lora: Lora, settings: Settings) -> Path:
             return path
     names = sorted({p.stem for folder in folders for p in folder.glob(f"[!.]*{SUFFIX}")})
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    here = f"; here are: {', '.join(names[:MAX_NAMES])}{more}" if names else "; there is none yet"
+    available = (
+        f"; here are: {', '.join(names[:MAX_NAMES])}{more}" if names else "; there is none yet"
+    )
     raise InvalidRequest(
-        f"No such file in the worker's loras folder (MODELS_DIR/{LORAS}, {SUFFIX} only){here}",
+        f"No such file in the worker's loras folder (MODELS_DIR/{LORAS}, {SUFFIX} only){available}",
         field=f"{lora.field}/source",
     )
 
@@ -130,33 +133,33 @@ def _local(lora: Lora, settings: Settings) -> Path:
 def _cached(
     lora: Lora, settings: Settings, policy: Policy, control: Control, held: ExitStack
 ) -> LoraFile:
-    """The file behind a URL, from the cache or from its server, held until the stack closes."""
+    """Take a URL's file from the cache or from its server; hold it until ``held`` closes."""
     cache, key = settings.lora_cache_dir, hashlib.sha256(lora.source.encode()).hexdigest()[:32]
-    with _writing(), _alone(cache):
+    with _disk_errors(), _cache_lock(cache):
         found = sorted(cache.glob(f"{key}-*{SUFFIX}"), key=_last_used)
         if found:
             path = found[-1]
-            _hold(path, held)
+            _lock_shared(path, held)
             os.utime(path)
             return LoraFile(lora, path, path.stem.partition("-")[2])
     with ExitStack() as arriving:
-        with _writing(), _alone(cache):
+        with _disk_errors(), _cache_lock(cache):
             _sweep(cache)
             part = cache / f"{key}.{secrets.token_hex(8)}{_PART}"
             arriving.callback(part.unlink, missing_ok=True)
             file = arriving.enter_context(part.open("x+b"))
             fcntl.flock(file, fcntl.LOCK_EX)
         _download(lora, file, settings, policy, control)
-        with _writing():
+        with _disk_errors():
             file.flush()
             file.seek(0)
         check_header(part, f"{lora.field}/source")
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        with _writing(), _alone(cache):
+        with _disk_errors(), _cache_lock(cache):
             _make_room(cache, part.stat().st_size, settings.lora_cache_bytes, lora)
             path = cache / f"{key}-{sha256}{SUFFIX}"
             if path.exists():  # another worker was faster
-                _hold(path, held)
+                _lock_shared(path, held)
             else:
                 part.rename(path)
                 fcntl.flock(file, fcntl.LOCK_SH)
@@ -181,26 +184,26 @@ def _download(
 
 
 class _Disk:
-    """The file that a download goes to; what fails there is not the server's fault."""
+    """The file that a download writes to. A failure to write is not the server's fault."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, data: bytes, /) -> int:
-        with _writing():
+        with _disk_errors():
             return self._file.write(data)
 
     def seek(self, offset: int, /) -> int:
-        with _writing():
+        with _disk_errors():
             return self._file.seek(offset)
 
     def truncate(self) -> int:
-        with _writing():
+        with _disk_errors():
             return self._file.truncate()
 
 
 def _in_mebibytes(step: Callable[[int, int], None]) -> Callable[[int, int | None], None]:
-    """Progress in whole MiB, where the server says how many there are."""
+    """Report progress in whole MiB, if the server states the size."""
     reported = 0
 
     def report(done: int, total: int | None) -> None:
@@ -213,7 +216,7 @@ def _in_mebibytes(step: Callable[[int, int], None]) -> Callable[[int, int | None
 
 
 def _make_room(cache: Path, size: int, limit: int, lora: Lora) -> None:
-    """Drop the least recently used files that no job holds, until ``size`` more bytes fit."""
+    """Delete unused files, least recently used first, until ``size`` more bytes fit."""
     files = sorted(cache.glob(f"*{SUFFIX}"), key=_last_used)
     total = size + sum(path.stat().st_size for path in files)
     for path in files:
@@ -231,7 +234,7 @@ def _make_room(cache: Path, size: int, limit: int, lora: Lora) -> None:
 
 
 def _sweep(cache: Path) -> None:
-    """Remove downloads whose process is gone."""
+    """Remove the partial downloads of processes that have ended."""
     for part in cache.glob(f"*{_PART}"):
         _remove_unused(part)
 
@@ -246,14 +249,14 @@ def _remove_unused(path: Path) -> bool:
         return True
 
 
-def _hold(path: Path, held: ExitStack) -> None:
-    """Keep a file of the cache until the stack closes; only while the cache is ours."""
+def _lock_shared(path: Path, held: ExitStack) -> None:
+    """Lock a cached file until ``held`` closes. The caller must hold the cache's lock."""
     fcntl.flock(held.enter_context(path.open("r+b")), fcntl.LOCK_SH)
 
 
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Nobody else changes the cache meanwhile."""
+def _cache_lock(cache: Path) -> Iterator[None]:
+    """Hold the cache's lock: nobody else changes the cache inside the block."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -261,8 +264,8 @@ def _alone(cache: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
-    """Name what is wrong with the cache's disk."""
+def _disk_errors() -> Iterator[None]:
+    """Turn an OSError of the cache's disk into DiskFull."""
     try:
         yield
     except OSError as problem:

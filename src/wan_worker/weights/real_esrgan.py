@@ -1,11 +1,11 @@
-"""What is in the file of Real-ESRGAN x4plus, and the same as safetensors.
+"""Which tensors does Real-ESRGAN x4plus have? Read, check, write and convert its file.
 
 The upscaler's network is RRDBNet (Wang et al., ESRGAN, arXiv:1809.00219, section 3.1) as in
 Real-ESRGAN (arXiv:2107.10833). The published checkpoint has 64 features, 23 blocks and a growth of
 32. A smaller one with the same tensor names works the same way: the tiny weights are one.
 
-Promises: a file with a tensor too few, too many or of another shape is refused. Only safetensors
-are read while serving. A published pickle is opened with ``weights_only`` alone.
+Promises: a file with a missing tensor, an extra tensor or another shape is refused. A serving
+worker reads only safetensors. A published pickle is opened only with ``weights_only``.
 Not covered: the network itself (media.rrdbnet) and downloading (download).
 """
 
@@ -25,7 +25,7 @@ CONFIG: Final = "config.json"
 
 @dataclass(frozen=True)
 class Shape:
-    """What config.json holds. The defaults are those of RealESRGAN_x4plus.pth."""
+    """The content of config.json. The defaults are those of RealESRGAN_x4plus.pth."""
 
     num_feat: int = 64
     num_block: int = 23
@@ -55,19 +55,19 @@ class Shape:
 
     @property
     def reach(self) -> int:
-        """Pixels of the input on each side that a pixel of the output can depend on.
+        """Pixels of the input on each side that one output pixel can depend on.
 
-        One for each convolution at the input's size; those behind a doubling reach less than two
-        more between them (1/2 + 1/4 + 1/4 + 1/4, and the doubled pixel's own place).
+        Each convolution at the input's size adds one. Those after a doubling add less than two
+        together (1/2 + 1/4 + 1/4 + 1/4, and the position inside the doubled pixel).
         """
         return 1 + 15 * self.num_block + 1 + 2
 
     @property
     def values_per_pixel(self) -> int:
-        """Numbers in memory at the widest moment, for each pixel of the input.
+        """Numbers in memory at the peak, for each pixel of the input.
 
-        That is in the last convolutions: their input, its activation and their output, of
-        ``num_feat`` channels on 4 x 4 pixels each. The dense blocks hold far less.
+        The peak is in the last convolutions: their input, its activation and their output each
+        have ``num_feat`` channels on 4 x 4 pixels. The dense blocks hold far less.
         """
         return 3 * SCALE**2 * self.num_feat
 
@@ -92,7 +92,7 @@ def load(folder: Path, dtype: "torch.dtype", device: str) -> Parameters:
     """Read the parameters from their folder in the store.
 
     Raises:
-        OSError, ValueError: the files are not there, or not this network's.
+        OSError, ValueError: the files are missing, or belong to another network.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -107,7 +107,7 @@ def load(folder: Path, dtype: "torch.dtype", device: str) -> Parameters:
 
 
 def check(tensors: "Mapping[str, torch.Tensor]", shape: Shape) -> None:
-    """Raise ValueError unless these are the network's tensors, no more and no fewer."""
+    """Raise ValueError unless these are exactly the network's tensors."""
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shape.tensors():
         wrong = found.items() ^ shape.tensors().items()
@@ -125,10 +125,10 @@ def save(tensors: "Mapping[str, torch.Tensor]", shape: Shape, folder: Path) -> N
 
 
 def convert(published: Path, folder: Path, shape: Shape | None = None) -> None:
-    """A published checkpoint (a pickle with ``params_ema``) as config and safetensors.
+    """Turn a published checkpoint (a pickle with ``params_ema``) into config and safetensors.
 
     Raises:
-        ValueError: it is no such checkpoint, or wants to run code.
+        ValueError: it is no such checkpoint, or it tries to run code.
     """
     import pickle
 

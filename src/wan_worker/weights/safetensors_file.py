@@ -1,10 +1,10 @@
-"""What is in a safetensors file, and the same in bfloat16.
+"""Read the header of a safetensors file, and write the file again in bfloat16.
 
-The format is eight bytes of length, a JSON header, then the tensors' bytes end to end. The header
-is read here without opening the data, so that asking a network volume costs one small read; the
-conversion goes through the file in pieces, so that its memory does not grow with the file or with
-its largest tensor (umT5's embedding alone is 4 GB in float32).
-Not covered: any other file format; other types than float32 are copied as they are.
+The format is eight bytes of length, a JSON header, then the tensors' bytes end to end. Only the
+header is read, without the data, so that a network volume needs one small read. The conversion
+works in pieces, so that its memory does not grow with the file or with its largest tensor (umT5's
+embedding alone is 4 GB in float32).
+Not covered: other file formats; types other than float32 are copied unchanged.
 """
 
 import json
@@ -44,7 +44,7 @@ class Tensor:
 @dataclass(frozen=True)
 class Header:
     tensors: Mapping[str, Tensor]
-    """By name, in the order of their bytes."""
+    """The tensors by name, in the order of their bytes."""
     metadata: Mapping[str, str]
 
     @property
@@ -56,10 +56,10 @@ def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Read and check the header of a safetensors file.
 
     Args:
-        max_bytes: the longest header that is read at all.
+        max_bytes: a longer header is refused unread.
 
     Raises:
-        ValueError: not a safetensors file, or not a whole one.
+        ValueError: the file is no safetensors file, or is not whole.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -72,10 +72,10 @@ def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
             raise ValueError("its header is nested too deep") from error
     try:
         metadata = dict(raw.pop("__metadata__", {}))
-        found = {name: _tensor(entry, 8 + length) for name, entry in raw.items()}
+        unsorted = {name: _tensor(entry, 8 + length) for name, entry in raw.items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError("its header is not that of a safetensors file") from error
-    tensors = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].end)))
+    tensors = dict(sorted(unsorted.items(), key=lambda item: (item[1].start, item[1].end)))
     end = 8 + length
     for tensor in tensors.values():
         if tensor.start != end:
@@ -98,9 +98,9 @@ def _tensor(entry: Mapping[str, Any], data_start: int) -> Tensor:
 
 
 def to_halve(header: Header, keep: frozenset[str]) -> frozenset[str]:
-    """Names of the float32 tensors that go to bfloat16: all but those of the modules in ``keep``.
+    """Names of the float32 tensors to round to bfloat16: all except modules in ``keep``.
 
-    A module is matched as diffusers does when it loads: by any whole part of the dotted name.
+    A module matches as in diffusers' loading: by any whole part of the dotted name.
     """
     return frozenset(
         name
@@ -117,7 +117,7 @@ def to_bfloat16(source: Path, target: Path, keep: frozenset[str]) -> None:
     """
     header = read_header(source)
     halved = to_halve(header, keep)
-    # Wider types first, so that every tensor starts at a multiple of its own width.
+    # Wider types come first, so that each tensor starts at a multiple of its own width.
     names = sorted(header.tensors, key=lambda name: name in halved)
     entries: dict[str, Any] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
     offset = 0
@@ -142,12 +142,12 @@ def _copy(file: BinaryIO, out: BinaryIO, tensor: Tensor, halve: bool) -> None:
     import torch
 
     file.seek(tensor.start)
-    left = tensor.nbytes
-    while left:
-        piece = bytearray(file.read(min(PIECE_BYTES, left)))
+    remaining = tensor.nbytes
+    while remaining:
+        piece = bytearray(file.read(min(PIECE_BYTES, remaining)))
         if not piece:
             raise ValueError("cut short while it was read")
-        left -= len(piece)
+        remaining -= len(piece)
         if halve:
             rounded = torch.frombuffer(piece, dtype=torch.float32).to(torch.bfloat16)
             out.write(rounded.view(torch.int16).numpy().tobytes())

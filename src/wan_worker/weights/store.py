@@ -1,25 +1,25 @@
 """Where are the weights, and are they whole?
 
-Looked for in this order, each component by itself, so that a store need not hold everything:
+Each component is searched by itself in this order, so that no store must hold everything:
 
-1. ``MODELS_DIR``: what is baked into the image, or a laptop's own folder;
+1. ``MODELS_DIR``: the image's own weights, or a laptop's folder;
 2. ``models/`` on the network volume, filled by download_weights.py;
 3. RunPod's cached models, ``huggingface-cache/hub`` on the volume, read in place: whole diffusers
-   repositories, any of which may lend what models share.
+   repositories. A shared component may come from any of them.
 
 A store (1 and 2) has one folder per component. Models share components, so the text encoder and
-the VAE are there once, however many models are installed::
+the VAE are stored once, however many models are installed::
 
     models/
       umt5-xxl/                     config.json  model.safetensors  manifest.json
       wan2.1-vae/                   ...
       wan2.1-t2v-1.3b.transformer/  ...
 
-A component is written into ``<name>.partial``, its ``manifest.json`` (where it came from, size and
-sha256 of every file) last of all, and then renamed: a folder without a manifest does not exist for
-the worker. A cached model has no manifest: there the headers say whether each file is all there.
+A component is written into ``<name>.partial``. Its ``manifest.json`` (its origin, and size and
+sha256 of every file) is written last, then the folder is renamed. The worker ignores a folder
+without a manifest. A cached model has no manifest; the headers show whether each file is whole.
 Only safetensors are ever written or read.
-Not covered: what puts them there (tiny, download).
+Not covered: installing the components (tiny, download).
 """
 
 import hashlib
@@ -39,12 +39,12 @@ from wan_worker.weights import safetensors_file
 
 MANIFEST: Final = "manifest.json"
 CHECKED: Final = "checked.json"
-"""Beside the manifest, once every byte has been read against it."""
+"""Lies beside the manifest after every byte has been compared with it."""
 TINY: Final = "tiny"
-"""Stands where a repository's name would in the manifest of toy weights."""
+"""In the manifest of tiny weights, this replaces the name of a repository."""
 
 LORAS: Final = "loras"
-"""Folder of a store that holds adapters, one file each: the operator's own, without a manifest."""
+"""A store's folder for the operator's own LoRAs, one file each, without a manifest."""
 
 VOLUME_STORE: Final = "models"
 VOLUME_CACHE: Final = "huggingface-cache/hub"
@@ -54,24 +54,24 @@ PROCESSOR_FILES: Final = {
     "tokenizer": ("tokenizer.json", "spiece.model"),
     "image_processor": ("preprocessor_config.json", "processor_config.json"),
 }
-"""What a component without weights can't do without: one of these."""
+"""A component without weights needs at least one of these files."""
 
 CHAT_FILES: Final = ("tokenizer.json", "tokenizer.model")
-"""What a language model can't do without, beside its weights: one of these."""
+"""A language model needs at least one of these files beside its weights."""
 
 _CHUNK = 1024**2
 
 
 @dataclass(frozen=True)
 class Found:
-    """A whole component, where it is."""
+    """A whole component and its place."""
 
     folder: Path
     weight_bytes: int
-    """Bytes of its weights in memory, in the type that a GPU runs them in."""
+    """Size of its weights in memory, in the type that a GPU runs."""
     tiny: bool
     where: str
-    """Which of the places it is in, for the log."""
+    """The name of the place, for the log."""
 
 
 @dataclass(frozen=True)
@@ -84,30 +84,30 @@ class Checked:
 
 
 def installed(models_dir: Path, volume: Path | None = None) -> dict[str, Installed]:
-    """The models whose every component is here with files of the stated sizes.
+    """The models of which every component is present, with files of the stated sizes.
 
-    Looks at names and sizes only, so that it can be asked before every job; ``verify`` reads bytes.
+    It checks names and sizes only, so it is cheap enough for every job; ``verify`` reads the bytes.
     """
     parts = {c: locate(c, models_dir, volume) for c in components_of(list(MODELS))}
     models = {}
     for model in MODELS.values():
-        here = {c.name: found for c in model.components if (found := parts[c]) is not None}
-        if len(here) == len(model.components):
+        present = {c.name: found for c in model.components if (found := parts[c]) is not None}
+        if len(present) == len(model.components):
             models[model.id] = Installed(
-                component_bytes={name: found.weight_bytes for name, found in here.items()},
-                tiny=any(found.tiny for found in here.values()),
-                folders={name: found.folder for name, found in here.items()},
+                component_bytes={name: found.weight_bytes for name, found in present.items()},
+                tiny=any(found.tiny for found in present.values()),
+                folders={name: found.folder for name, found in present.items()},
             )
     return models
 
 
 def extras(models_dir: Path, volume: Path | None = None) -> dict[str, Installed]:
-    """The components beside the models that are here whole, by name."""
-    found = {name: locate(part, models_dir, volume) for name, part in EXTRAS.items()}
+    """The components beside the models (extras) that are present and whole, by name."""
+    located = {name: locate(component, models_dir, volume) for name, component in EXTRAS.items()}
     return {
-        name: Installed({name: here.weight_bytes}, here.tiny, {name: here.folder})
-        for name, here in found.items()
-        if here is not None
+        name: Installed({name: part.weight_bytes}, part.tiny, {name: part.folder})
+        for name, part in located.items()
+        if part is not None
     }
 
 
@@ -135,13 +135,13 @@ def locate(component: Component, models_dir: Path, volume: Path | None = None) -
 
 
 def whole(models_dir: Path, volume: Path | None = None) -> frozenset[str]:
-    """Names of the models' components that are here, whether or not all of a model are."""
+    """Names of the models' components that are present, even of incomplete models."""
     parts = components_of(list(MODELS))
     return frozenset(c.name for c in parts if locate(c, models_dir, volume) is not None)
 
 
 def explain(models_dir: Path, volume: Path | None = None, *others: Component) -> Iterator[str]:
-    """A line for the log about each component: where it is, or that it is missing."""
+    """Yield a log line for each component: its place, or that it is missing."""
     for component in (*components_of([*MODELS, *EXTRAS]), *others):
         found = locate(component, models_dir, volume)
         yield f"{component.name}: " + (
@@ -150,7 +150,7 @@ def explain(models_dir: Path, volume: Path | None = None, *others: Component) ->
 
 
 def damaged(models_dir: Path) -> tuple[str, ...]:
-    """Components that were complete once and are not now: a manifest whose files differ in size."""
+    """Components that are no longer complete: a file differs from its manifest in size."""
     return tuple(
         c.name
         for c in components_of([*MODELS, *EXTRAS])
@@ -159,12 +159,12 @@ def damaged(models_dir: Path) -> tuple[str, ...]:
 
 
 def verify(models_dir: Path, component: Component) -> None:
-    """Read every byte of a component against its manifest, and leave a note of what came out.
+    """Compare every byte of a component with its manifest, and store a note of the result.
 
-    Where the store can't be written, as in an image, there is no note.
+    A store that can't be written, as in an image, gets no note.
 
     Raises:
-        ModelCorrupt: naming the first file that is missing, short or different.
+        ModelCorrupt: it names the first file that is missing, short or different.
     """
     folder = models_dir / component.name
     manifest = read_manifest(folder)
@@ -187,9 +187,9 @@ def verify(models_dir: Path, component: Component) -> None:
 
 
 def checked(folder: Path) -> Checked | None:
-    """What the last reading of every byte came to; None where a file has changed since, or never.
+    """The result of the last ``verify``; None if there was none, or a file has changed since.
 
-    Looks at sizes and times of change only.
+    It checks only sizes and times of change.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -203,18 +203,18 @@ def checked(folder: Path) -> Checked | None:
 
 
 def checks(models_dir: Path, volume: Path | None = None) -> dict[str, Checked]:
-    """Of every component of the models that was checked as it is now, by name."""
-    found = {}
+    """The last checks that still hold, of all components of the models, by name."""
+    notes = {}
     for component in components_of(list(MODELS)):
-        here = locate(component, models_dir, volume)
-        note = None if here is None else checked(here.folder)
+        located = locate(component, models_dir, volume)
+        note = None if located is None else checked(located.folder)
         if note is not None:
-            found[component.name] = note
-    return found
+            notes[component.name] = note
+    return notes
 
 
 def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Size and time of the last change, in whole seconds as image layers keep it, of each file."""
+    """Size and time of change of each file. Image layers keep the time in whole seconds."""
     stats = {name: (folder / name).stat() for name in (MANIFEST, *manifest["files"])}
     return {name: [stat.st_size, int(stat.st_mtime)] for name, stat in stats.items()}
 
@@ -222,11 +222,11 @@ def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[int]]:
 def seal(
     partial: Path, target: Path, component: Component, repository: str, revision: str | None = None
 ) -> None:
-    """Write the manifest, then let the component appear under its name at once.
+    """Write the manifest, then rename the folder, so that the component appears at once.
 
     Args:
-        repository: the Hub repository that it was made from, or ``TINY``.
-        revision: the commit there.
+        repository: the Hub repository of its files, or ``TINY``.
+        revision: the repository's commit.
     """
     files = {
         str(path.relative_to(partial)): {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -259,10 +259,10 @@ def read_manifest(folder: Path) -> Mapping[str, Any] | None:
 
 
 def weight_files(folder: Path) -> tuple[str, ...]:
-    """Names of a component's weight files: those of its index, or the one file without an index.
+    """Names of a component's weight files: those in its index, or the one file without an index.
 
     Raises:
-        ValueError: the index is not one.
+        ValueError: the index is malformed.
     """
     for stem in ("model", "diffusion_pytorch_model"):
         index = folder / f"{stem}.safetensors.index.json"
@@ -280,7 +280,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 
 
 def _snapshots(cache: Path, repository: str) -> list[Path]:
-    """Snapshots of a repository in a Hugging Face cache, the one that ``main`` names first."""
+    """Snapshots of a repository in a Hugging Face cache. The one that ``main`` names is first."""
     folder = cache / f"models--{repository.replace('/', '--')}"
     try:
         main = (folder / "refs" / "main").read_text("utf-8").strip()
@@ -294,7 +294,7 @@ def _snapshots(cache: Path, repository: str) -> list[Path]:
 
 
 def _cached_bytes(folder: Path, component: Component) -> int | None:
-    """Bytes in memory of a component that has no manifest, or None where it is not whole."""
+    """Bytes in memory of a component without a manifest, or None if it is not whole."""
     required = PROCESSOR_FILES.get(component.role)
     if required is not None:
         return 0 if any((folder / name).is_file() for name in required) else None
@@ -325,7 +325,7 @@ def _weight_bytes(manifest: Mapping[str, Any]) -> int:
 
 
 def _dtype(folder: Path) -> str | None:
-    """The type of most of a component's weights, or None where it has none."""
+    """The type of most of a component's weights, or None if it has no weights."""
     sizes: dict[str, int] = {}
     for path in folder.glob("*.safetensors"):
         for tensor in safetensors_file.read_header(path).tensors.values():

@@ -1,36 +1,21 @@
-"""Write the tables of README.md and docs/, and the plots; --check fails when they drift.
+"""The tables of README.md and docs/, from the schemas, the catalog and the planner.
 
-They come from the schemas, the code and what benchmarks/ measured.
-
-    python docs/tables.py            write
-    python docs/tables.py --check    compare, as `make check` does
-
-Each table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+Not covered: tables of what was measured (figures).
 """
 
-import argparse
 import json
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
-
-import figures
-
 from wan_worker import errors
+from wan_worker.catalog.image_variants import IMAGE_VARIANTS
 from wan_worker.catalog.models import EXTRAS, MODELS, Model, stored_bytes
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import memory
 from wan_worker.planning.activations import JobSize
 
-README = ROOT / "README.md"
-REQUESTS = ROOT / "docs" / "requests.md"
-OPERATING = ROOT / "docs" / "operating.md"
-PERFORMANCE = ROOT / "docs" / "performance.md"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def fields_table() -> str:
@@ -196,18 +181,17 @@ HOST_GIB = 128
 
 
 def images_table() -> str:
-    """The variants of docker-bake.hcl: what each holds, and where all its models can run.
+    """The variants: what each holds, and where all its models can run.
 
     The memory planner's own answer for each model's native clip: everything resident, or moved in
     and out.
     """
-    bake = (ROOT / "docker-bake.hcl").read_text("utf-8")
     lines = [
         "| variant | models | weights in the image | GPU pools | slower on |",
         "|---|---|---|---|---|",
     ]
-    for name, listed in re.findall(r'target "([a-z]\S*)" \{.*?MODELS = "([^"]*)"', bake, re.DOTALL):
-        models = listed.split()
+    for variant in IMAGE_VARIANTS:
+        name, models = variant.name, list(variant.models)
         if not models:
             lines.append(f"| `{name}` | none: from a network volume | – | as its models | |")
             continue
@@ -255,57 +239,15 @@ def _starts(model: Model) -> bool:
     return model.text_pipeline is None or model.expand_timesteps
 
 
-TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    README: {"figures": figures.figures_table},
-    REQUESTS: {
-        "fields": fields_table,
-        "presets": presets_table,
-        "models": models_table,
-        "errors": errors_table,
-    },
-    OPERATING: {"weights": weights_table, "images": images_table, "fits": fits_table},
-    PERFORMANCE: figures.TABLES,
+REQUESTS: Mapping[str, Callable[[], str]] = {
+    "fields": fields_table,
+    "presets": presets_table,
+    "models": models_table,
+    "errors": errors_table,
 }
-"""Of each document, by name."""
-
-
-def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """A document with every table written anew.
-
-    Raises:
-        ValueError: a table has no place in the text, or a place no table.
-    """
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    places = [match[2] for match in pattern.finditer(text)]
-    if sorted(places) != sorted(tables):
-        raise ValueError(f"the document has places for {places}, the tables are {list(tables)}")
-    return pattern.sub(lambda match: f"{match[1]}{tables[match[2]]()}\n{match[3]}", text)
-
-
-def wanted() -> dict[Path, str]:
-    """What every generated file should hold."""
-    documents = {path: render(path.read_text("utf-8"), tables) for path, tables in TABLES.items()}
-    return documents | {ROOT / "docs" / name: plot() for name, plot in figures.PLOTS.items()}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
-    options = parser.parse_args()
-    drifted = {
-        path: text
-        for path, text in wanted().items()
-        if not path.exists() or path.read_text("utf-8") != text
-    }
-    if not options.check:
-        for path, text in drifted.items():
-            path.write_text(text, "utf-8")
-        return 0
-    for path in drifted:
-        print(f"{path.relative_to(ROOT)} has drifted from schemas/, benchmarks/ or the code: "
-              "run `make docs`")  # fmt: skip
-    return 1 if drifted else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+OPERATING: Mapping[str, Callable[[], str]] = {
+    "weights": weights_table,
+    "images": images_table,
+    "fits": fits_table,
+}
+"""The places in docs/requests.md and docs/operating.md."""
