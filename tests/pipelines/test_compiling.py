@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from tests.builders.answers import sha256_of
+from tests.builders.pictures import picture
+from tests.builders.pipelines import build, denoise, experts_of, make_plan
+from tests.builders.plans import BOTH, CONTRACT, CPU, gpu, store
+from tests.builders.requests import CYAN
 from tests.conftest import Answer
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_lora import CYAN
-from tests.pipelines.test_magcache import denoise, experts_of
-from tests.planning.test_plan import BOTH, CONTRACT, CPU, gpu, store
-from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References
