@@ -1,5 +1,6 @@
 """Fixtures that many tests share: tiny weights written once, and a worker in this process."""
 
+import datetime
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -114,6 +115,36 @@ def serve(
 def no_retry_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """boto3 tries as often as ever, without its pauses of up to half a minute in between."""
     monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for secure.example, and its key, in one file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "secure.example")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("secure.example")]), False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "pair.pem"
+    pem = serialization.Encoding.PEM
+    path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + signed.public_bytes(pem)
+    )
+    return path
 
 
 def error_of(answer: Answer) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.builders.answers import sha256_of
 from tests.conftest import QUICK, Answer
-from tests.test_job import sha256_of
 from wan_worker import calibrate, clips
 from wan_worker import job as jobs
 from wan_worker.catalog.models import MODELS

@@ -5,7 +5,6 @@ import errno
 import gc
 import hashlib
 import inspect
-import io
 import json
 import tempfile
 import threading
@@ -21,8 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.builders.answers import codes, sha256_of
+from tests.builders.faults import OutOfMemoryError, break_pipeline
+from tests.builders.files import path_of, read
+from tests.builders.pictures import BAD_IMAGE, picture
 from tests.conftest import QUICK, Answer, error_of
-from tests.made_files import path_of, read
 from wan_worker import clips
 from wan_worker import job as jobs
 from wan_worker.catalog.models import MODELS
@@ -35,29 +37,6 @@ from wan_worker.timing.progress import Control
 from wan_worker.weights import tiny
 
 Serve = Callable[..., Answer]
-
-
-def picture(width: int = 96, height: int = 64, colour: tuple[int, int, int] = (220, 40, 40)) -> str:
-    """A PNG with a bright square on a colour, as a data URI."""
-    pixels = np.full((height, width, 3), colour, np.uint8)
-    pixels[height // 4 : height // 2, width // 4 : width // 2] = (240, 240, 60)
-    return data_uri(Image.fromarray(pixels))
-
-
-def data_uri(image: Image.Image) -> str:
-    """A PNG as a data URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def sha256_of(answer: Answer) -> str:
-    digest: str = answer["assets"][0]["sha256"]
-    return digest
-
-
-def codes(answer: Answer) -> list[str]:
-    return [warning["code"] for warning in answer["warnings"]]
 
 
 def test_text_becomes_a_video_of_the_size_length_and_rate_asked_for(serve: Serve) -> None:
@@ -275,17 +254,6 @@ def test_no_temp_folder_outlives_its_job(
 # Faults: the code is right, the message tells nothing private, and the next job succeeds.
 
 
-def break_pipeline(error: BaseException) -> Callable[..., Any]:
-    def broken(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return broken
-
-
-class OutOfMemoryError(RuntimeError):
-    """Named like torch's."""
-
-
 @pytest.mark.parametrize(
     ("error", "code", "refresh"),
     [
@@ -419,8 +387,6 @@ def test_a_result_that_is_not_json_is_caught(serve: Serve, monkeypatch: pytest.M
 
 
 # Reference images: an error, or plain generation with a warning where the old envelope wants it.
-
-BAD_IMAGE = "data:image/png;base64," + base64.b64encode(b"not an image at all").decode()
 
 
 def test_an_unusable_image_is_an_error_by_default(serve: Serve) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import handler
 import pytest
 
+from tests.builders.answers import sha256_of
 from tests.conftest import QUICK, Answer
-from tests.test_job import sha256_of
 from wan_worker import job as jobs
 from wan_worker import preload
 from wan_worker.catalog.models import MODELS

@@ -6,6 +6,7 @@ What may import what is import-linter's to check (pyproject.toml, `make check`).
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,31 @@ def test_every_module_says_what_it_is_for_and_what_it_does_not_cover(module: str
     assert doc
     if module not in ("errors", "job"):  # a tree and the flow, which leave nothing out
         assert "Not covered" in doc
+
+
+# --- The tests ---
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_no_test_module_is_imported_by_another() -> None:
+    # What two of them need is tests/builders/'s.
+    found = [
+        (str(path.relative_to(ROOT)), name)
+        for folder in ("tests", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in imported(path)
+        if name.startswith("tests.") and any(p.startswith("test_") for p in name.split("."))
+    ]
+    assert found == []
 
 
 # --- Start is cheap ---

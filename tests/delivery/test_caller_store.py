@@ -13,12 +13,7 @@ from typing import Any
 import botocore.httpsession
 import pytest
 
-from tests.inputs.test_net import (  # noqa: F401 (fixtures among them)
-    GUARDED,
-    PUBLIC,
-    certificate,
-    names,
-)
+from tests.builders.network import GUARDED, PUBLIC, names
 from tests.integration.conftest import s3  # noqa: F401 (a fixture)
 from tests.integration.s3 import S3Server
 from wan_worker.delivery import caller_store, storage
@@ -155,7 +150,7 @@ def test_a_proxy_of_the_environment_is_refused(tmp_path: Path) -> None:
 
 
 def test_tls_is_checked_for_the_name_and_never_given_up(
-    certificate: Path,  # noqa: F811
+    certificate: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str | None] = []

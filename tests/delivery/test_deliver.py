@@ -1,17 +1,17 @@
 """Several outputs in one job: each as if made alone, all delivered, and none lost to a fault."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.builders.answers import codes, files, hashes, manifest, sha256_of
+from tests.builders.faults import break_pipeline, failing_at
+from tests.builders.files import path_of, read
+from tests.builders.pictures import picture
 from tests.conftest import QUICK, Answer, error_of
-from tests.made_files import path_of, read
-from tests.test_job import break_pipeline, codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.delivery import storage
 from wan_worker.errors import (
@@ -36,19 +36,6 @@ UNREACHABLE = {
 }
 
 
-def hashes(answer: Answer) -> list[str]:
-    return [asset["sha256"] for asset in answer["assets"]]
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    written: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    return written
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-
-
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Denoise so many outputs in one call, as a GPU would."""
@@ -57,20 +44,6 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(plan, "batch_size", lambda *_: (size, "batch_size: forced"))
 
     return force
-
-
-def failing_at(call: int, error: BaseException, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, but for its n-th call (from 1)."""
-    calls = 0
-
-    def sometimes(*args: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise error
-        return function(*args, **named)
-
-    return sometimes
 
 
 # --- Each output is what it would be alone ---

@@ -1,6 +1,5 @@
 """Promises of net: what is never dialled, and what a hostile server can't do."""
 
-import datetime
 import gzip
 import socket
 import ssl
@@ -17,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.builders.network import GUARDED, PUBLIC, names, no_sleep
 from wan_worker.errors import Canceled, FetchFailed, UrlBlocked
 from wan_worker.inputs import addresses, dialing, exchange, net
 from wan_worker.inputs.dialing import Policy
 
 FIELD = "/input/image_url"
-PUBLIC = "93.184.215.14"
 PUBLIC_V6 = "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -100,33 +99,8 @@ def in_turn(*answers: Answer) -> Answer:
     return lambda handler: left.pop(0)(handler)
 
 
-def no_dial(ip: str, port: int, seconds: float) -> socket.socket:
-    pytest.fail(f"dialled {ip}:{port}")
-
-
-def no_resolve(host: str) -> tuple[str, ...]:
-    pytest.fail(f"asked the resolver for {host}")
-
-
-def no_sleep(seconds: float) -> None:
-    assert 0 < seconds < 5
-
-
 LOCAL = Policy(allow_private=True, sleep=no_sleep)
 """For loopback servers."""
-GUARDED = Policy(resolve=no_resolve, dial=no_dial, proxies=dict, sleep=no_sleep)
-"""For what must be refused before anything leaves the machine."""
-
-
-def names(**hosts: str) -> Callable[[str], tuple[str, ...]]:
-    """A resolver of names with '_' for '.', and answers separated by spaces."""
-
-    def resolve(host: str) -> tuple[str, ...]:
-        if (answers := hosts.get(host.replace(".", "_"))) is None:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return tuple(answers.split())
-
-    return resolve
 
 
 def internet(site: Site, dialled: list[str], **hosts: str) -> Policy:
@@ -587,36 +561,6 @@ class TlsSite:
     location: str = ""
     pause: float = 0
     names: list[str | None] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for secure.example, and its key, in one file."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "secure.example")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("secure.example")]), False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "pair.pem"
-    pem = serialization.Encoding.PEM
-    path.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + signed.public_bytes(pem)
-    )
-    return path
 
 
 @pytest.fixture

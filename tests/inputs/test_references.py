@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.builders.answers import codes, sha256_of
+from tests.builders.pictures import BAD_IMAGE, picture
 from tests.conftest import QUICK, Answer, error_of
-from tests.test_job import BAD_IMAGE, codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker import worker as workers
 from wan_worker.inputs import references
@@ -175,7 +176,7 @@ def test_an_image_from_an_unusable_image_is_made_from_the_prompt_with_fallback(
 def test_what_is_done_to_a_picture_is_told_for_each(serve_flf2v: Serve) -> None:
     from PIL import Image
 
-    from tests.test_job import data_uri
+    from tests.builders.pictures import data_uri
 
     clear = data_uri(Image.new("RGBA", (96, 64), (200, 0, 0, 100)))
     answer = serve_flf2v(image_url=clear, last_image_url=clear)

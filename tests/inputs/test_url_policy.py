@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.builders.network import GUARDED, PUBLIC, names
 from tests.conftest import QUICK, Answer, error_of
-from tests.inputs.test_net import GUARDED, PUBLIC, names
 from wan_worker import job as jobs
 from wan_worker.pipelines import generate
 from wan_worker.timing.progress import Control

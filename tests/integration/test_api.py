@@ -10,10 +10,10 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
+from tests.builders.pictures import picture
 from tests.conftest import QUICK
 from tests.integration.http_api import GENERATION, HttpApi
 from tests.integration.s3 import S3Server
-from tests.test_job import picture
 from wan_worker.queue.ledger import FILE, Ledger
 
 LONG = QUICK | {"num_inference_steps": 100, "num_frames": 81, "size": "128x96"}

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders.pictures import picture
 from tests.conftest import QUICK
 from tests.integration.conftest import Production
 from tests.integration.faulty import Asked, FaultyProxy
@@ -23,7 +24,6 @@ from tests.integration.s3 import S3Server
 from tests.integration.test_faulty_storage import PART_BYTES, unfinished, visible
 from tests.integration.test_production import MANY_STEPS, SLOW, download, output_of
 from tests.integration.worker import REPOSITORY, Worker
-from tests.test_job import picture
 
 DECODES = SLOW | {"num_frames": 17, "num_inference_steps": 1}
 """Takes seconds to decode and encode."""

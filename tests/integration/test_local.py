@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.builders.files import path_of, read
+from tests.builders.pictures import picture
 from tests.conftest import QUICK
 from tests.integration.api_server import ApiServer
 from tests.integration.worker import REPOSITORY
-from tests.made_files import path_of, read
-from tests.test_job import picture
 
 
 def run_handler(

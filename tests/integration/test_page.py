@@ -14,13 +14,13 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect
 
+from tests.builders.pictures import picture
 from tests.conftest import QUICK
 from tests.integration import browser as browsers
 from tests.integration import repositories
 from tests.integration.http_api import HttpApi
 from tests.integration.hub import Fault, HubServer
 from tests.integration.repositories import T2V
-from tests.test_job import picture
 from wan_worker.machine.hardware import Tuned
 from wan_worker.machine.tuning import Calibration, Trial, Tuning
 from wan_worker.server import routes_page as pages

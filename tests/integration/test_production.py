@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from tests.builders.files import read
+from tests.builders.pictures import picture
 from tests.conftest import QUICK, Answer
 from tests.integration.conftest import Production
 from tests.integration.platform import Platform
 from tests.integration.worker import Worker
-from tests.made_files import read
-from tests.test_job import picture
 
 SLOW = QUICK | {"size": "416x240", "num_frames": 9, "num_inference_steps": 100}
 """Denoises for tens of seconds: long enough to be stopped in the middle."""

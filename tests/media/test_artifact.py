@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.media.test_encode import FFMPEG, VIDEOS, chunks, ramp, spec
+from tests.builders.frames import FFMPEG, VIDEOS, chunks, ramp, spec
 from wan_worker.errors import EncodeFailed, GenerationFailed
 from wan_worker.media import artifact, encode
 from wan_worker.media.artifact import Artifact

@@ -6,44 +6,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
-from tests.made_files import read, read_gif
+from tests.builders.files import read, read_gif
+from tests.builders.frames import FFMPEG, VIDEOS, Pixels, chunks, ramp, spec
 from wan_worker.errors import Canceled, ConfigInvalid, DeadlineExceeded, DiskFull, EncodeFailed
 from wan_worker.media import encode
 from wan_worker.media.encode import Spec
 from wan_worker.timing.progress import Control
 
-FFMPEG = encode.find_ffmpeg()
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-def ramp(count: int, height: int = 48, width: int = 64) -> Pixels:
-    """Frames that differ in place and time: a bright bar that moves right, brighter each frame."""
-    frames = np.zeros((count, height, width, 3), np.uint8)
-    for index in range(count):
-        frames[index, :, index * 2 : index * 2 + 12] = (200, 60 + 2 * index, 40)
-        frames[index, : height // 2, :, 2] = 120
-    return frames
-
-
-def chunks(frames: Pixels) -> Iterator[Pixels]:
-    """As the decoder yields them: one frame, then fours."""
-    yield frames[:1]
-    for start in range(1, len(frames), 4):
-        yield frames[start : start + 4]
-
-
-def spec(count: int, fps: int = 16, height: int = 48, width: int = 64, form: str = "mp4") -> Spec:
-    return Spec(form, width, height, count, fps)
-
-
-VIDEOS = ("mp4", "webm", "gif")
 CODECS = {"mp4": ("h264", "yuv420p"), "webm": ("vp9", "yuv420p"), "gif": ("gif", "bgra")}
 TICKS = {"mp4": 1e-9, "webm": 0.001, "gif": 0.005}
 """Half of what a format's length may be off by is rounding; WebM's is rounded up by the muxer."""

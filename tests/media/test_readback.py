@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.media.test_encode import FFMPEG, VIDEOS, chunks, ramp, spec
+from tests.builders.frames import FFMPEG, VIDEOS, chunks, ramp, spec
 from wan_worker.errors import Canceled, DeadlineExceeded, EncodeFailed
 from wan_worker.media import encode, readback
 from wan_worker.timing.progress import Control

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate, leaky_relu
 
+from tests.builders.answers import sha256_of
+from tests.builders.files import path_of, read
 from tests.conftest import QUICK, Answer, error_of
-from tests.made_files import path_of, read
-from tests.test_job import sha256_of
 from wan_worker import job
 from wan_worker.catalog.components import UPSCALER
 from wan_worker.errors import Canceled, ModelCorrupt

@@ -12,11 +12,12 @@ import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 
+from tests.builders.answers import sha256_of
+from tests.builders.pictures import picture
+from tests.builders.pipelines import build, make_plan
+from tests.builders.plans import CPU, gpu
+from tests.builders.plans import make as plan_of
 from tests.conftest import Answer
-from tests.pipelines.test_generate import build, make_plan
-from tests.planning.test_plan import CPU, gpu
-from tests.planning.test_plan import make as plan_of
-from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.machine import attention_kernels, hardware
 from wan_worker.pipelines import attention, pool

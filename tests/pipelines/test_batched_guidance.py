@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.builders.answers import sha256_of
+from tests.builders.pictures import picture
+from tests.builders.pipelines import build, denoise, experts_of, make_plan
+from tests.builders.plans import CPU, gpu, store
+from tests.builders.plans import make as plan_of
+from tests.builders.plans import turbo as turbo_of
 from tests.conftest import Answer
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_magcache import denoise, experts_of
-from tests.pipelines.test_turbo import make as turbo_of
-from tests.planning.test_plan import CPU, gpu, store
-from tests.planning.test_plan import make as plan_of
-from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References

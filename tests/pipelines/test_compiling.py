@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from tests.builders.answers import sha256_of
+from tests.builders.pictures import picture
+from tests.builders.pipelines import build, denoise, experts_of, make_plan
+from tests.builders.plans import BOTH, CONTRACT, CPU, gpu, store
+from tests.builders.requests import CYAN
 from tests.conftest import Answer
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_lora import CYAN
-from tests.pipelines.test_magcache import denoise, experts_of
-from tests.planning.test_plan import BOTH, CONTRACT, CPU, gpu, store
-from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References
@@ -266,6 +266,8 @@ def test_the_compilers_own_kernels_give_the_same_latents_and_are_kept(
     worker: jobs.Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back when the test ends
+    # Each process of its own imports torch anew, for longer than it compiles here.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     torch.compiler.reset()
     planned = planned_for(worker)
     compiler = Compiler(tmp_path / "kept")

@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.builders.answers import codes, sha256_of
+from tests.builders.files import path_of, read
+from tests.builders.pictures import data_uri, drawn, psnr
+from tests.builders.requests import PROMPT
 from tests.conftest import QUICK, Answer, error_of
-from tests.made_files import path_of, read
-from tests.pipelines.test_meaning import PROMPT, drawn, psnr
-from tests.test_job import codes, data_uri, sha256_of
 from wan_worker import job as jobs
 from wan_worker.catalog.models import MODELS, Model
 from wan_worker.inputs.references import References

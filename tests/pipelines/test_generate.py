@@ -9,27 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import QUICK
+from tests.builders.pipelines import build, make_plan
 from wan_worker import job
 from wan_worker.errors import Canceled, GenerationFailed
 from wan_worker.inputs.references import References
 from wan_worker.pipelines import generate
-from wan_worker.planning import plan
 from wan_worker.planning.plan import Plan
 from wan_worker.prompts.embeddings import Embeddings
-from wan_worker.request import parse
 from wan_worker.timing.progress import Control
-from wan_worker.weights import store
-
-
-def make_plan(worker: job.Worker, **changes: Any) -> Plan:
-    asked = parse.request({"id": "t", "input": QUICK | changes}, worker.contract)
-    return plan.make(asked, worker.hardware, store.installed(worker.settings.models_dir))
-
-
-def build(worker: job.Worker, planned: Plan) -> Any:
-    here = store.installed(worker.settings.models_dir)[planned.model.id]
-    return worker.pool.pipeline(planned, here, lambda: None)
 
 
 def latents_of(worker: job.Worker, planned: Plan, control: Control | None = None) -> torch.Tensor:

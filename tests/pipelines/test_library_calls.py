@@ -8,14 +8,10 @@ from typing import Any
 
 import pytest
 
-from wan_worker.catalog.models import MODELS, Installed
-from wan_worker.machine.hardware import Hardware
+from tests.builders.plans import with_solver
+from wan_worker.catalog.models import MODELS
 from wan_worker.pipelines.schedulers import scheduler
-from wan_worker.planning import plan
-from wan_worker.planning.plan import Plan
 from wan_worker.planning.solvers import SOLVERS
-from wan_worker.request import parse
-from wan_worker.request import schema as contract
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "wan_worker"
@@ -145,19 +141,12 @@ def test_undoing_patches_takes_every_argument_that_we_pass() -> None:
     assert passed <= parameters(unpatchify)
 
 
-def planned(solver: str, flow_shift: float) -> Plan:
-    given = {"mode": "video", "prompt": "x", "solver": solver, "flow_shift": flow_shift}
-    asked = parse.request({"input": given}, contract.load())
-    here = dict.fromkeys(MODELS, Installed({"a": 1}, True))
-    return plan.make(asked, Hardware("cpu", "CPU", 1024**3, None, "for a test"), here)
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("flow_shift", [2.5, 5.0])
 def test_a_scheduler_takes_our_arguments_and_the_shift_has_its_effect(
     solver: str, flow_shift: float
 ) -> None:
-    made = scheduler(planned(solver, flow_shift))
+    made = scheduler(with_solver(solver, flow_shift))
     assert SOLVERS[solver].scheduler in [cls.__name__ for cls in type(made).__mro__]
     passed = SOLVERS[solver].arguments(flow_shift)
     assert SOLVERS[solver].shift_argument in passed
@@ -166,7 +155,7 @@ def test_a_scheduler_takes_our_arguments_and_the_shift_has_its_effect(
     # The sigma in the middle of the schedule: shift * s / (1 + (shift - 1) * s), near s = 1/2.
     middle = sorted(float(sigma) for sigma in made.sigmas)[2]
     assert 0.5 < middle < 1
-    other = scheduler(planned(solver, flow_shift * 2))
+    other = scheduler(with_solver(solver, flow_shift * 2))
     other.set_timesteps(4, device="cpu")
     assert sorted(float(sigma) for sigma in other.sigmas)[2] > middle
 
@@ -175,4 +164,4 @@ def test_a_solver_that_we_do_not_know_is_an_error_and_not_a_default() -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="unknown solver"):
-        scheduler(replace(planned("euler", 3.0), solver="heun"))
+        scheduler(replace(with_solver("euler", 3.0), solver="heun"))

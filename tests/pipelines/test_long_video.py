@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.builders.answers import codes, files, hashes, manifest, sha256_of
+from tests.builders.faults import failing_at
+from tests.builders.files import path_of, read
+from tests.builders.pictures import picture
 from tests.conftest import QUICK, Answer, error_of
-from tests.delivery.test_deliver import failing_at, files, hashes, manifest
-from tests.made_files import path_of, read
-from tests.test_job import codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.catalog.models import MODELS
 from wan_worker.errors import DeadlineExceeded, GenerationFailed

@@ -14,10 +14,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
+from tests.builders.answers import sha256_of
+from tests.builders.pictures import picture
+from tests.builders.pipelines import build, hooks_of, make_plan
+from tests.builders.requests import CYAN, T2V
 from tests.conftest import QUICK, Answer, error_of
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_pool import hooks_of
-from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.errors import Unsupported
 from wan_worker.inputs.references import References
@@ -35,9 +36,7 @@ Serve = Callable[..., Answer]
 State = dict[str, torch.Tensor]
 
 BLOCKS, WIDTH, FFN, RANK = 6, 128, 384, 4
-T2V = {"model": "wan2.1-t2v-1.3b"}
 A14B = {"model": "wan2.2-t2v-a14b", "num_inference_steps": 4}
-CYAN = {"source": "cyan"}
 
 # Wan's own names of a block's matrices, and diffusers'.
 NAMES = {

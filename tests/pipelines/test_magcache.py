@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from training.measure import measure
 
+from tests.builders.answers import sha256_of
+from tests.builders.pictures import picture, psnr
+from tests.builders.pipelines import build, denoise, experts_of, make_plan
+from tests.builders.requests import CLIP, CYAN, PROMPT, said, video
 from tests.conftest import QUICK, Answer, error_of
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_lora import CYAN
-from tests.pipelines.test_meaning import CLIP, PROMPT, psnr, said, video
-from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References
@@ -32,21 +31,6 @@ Serve = Callable[..., Answer]
 CACHED = {"acceleration": "cached", "num_inference_steps": 16, "flow_shift": 3.0}
 A14B = {"model": "wan2.2-t2v-a14b", "num_inference_steps": 30, "flow_shift": 12.0}
 I2V = {"model": "wan2.1-i2v-14b-480p", "image_url": picture()}
-
-
-def denoise(worker: jobs.Worker, planned: Plan, pipeline: Any = None) -> torch.Tensor:
-    pipeline = pipeline or build(worker, planned)
-    embeds, negative, _ = generate.encode_prompts(pipeline, planned, Embeddings())
-    image = Image.new("RGB", planned.generated_size, "red") if planned.references else None
-    last = image if "last_image_url" in planned.references else None
-    return generate.denoise(
-        pipeline, planned, embeds, negative, References(image, last), Control()
-    ).clone()
-
-
-def experts_of(pipeline: Any) -> list[Any]:
-    parts = (pipeline.transformer, getattr(pipeline, "transformer_2", None))
-    return [part for part in parts if part is not None]
 
 
 def of_diffusers(worker: jobs.Worker, planned: Plan) -> torch.Tensor:

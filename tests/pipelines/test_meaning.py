@@ -14,12 +14,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from training.measure import Measured, measure
+from training.measure import measure
 
+from tests.builders.files import path_of, read_gif
+from tests.builders.pictures import data_uri, drawn, psnr
+from tests.builders.pipelines import build, make_plan
+from tests.builders.requests import CLIP, PROMPT, said, video
 from tests.conftest import Answer
-from tests.made_files import path_of, read, read_gif
-from tests.pipelines.test_generate import build, make_plan
-from tests.test_job import data_uri
 from wan_worker import job
 from wan_worker.catalog.models import MODELS
 from wan_worker.inputs.references import References
@@ -30,42 +31,6 @@ from wan_worker.request.outputs import Output
 from wan_worker.timing.progress import Control
 
 Serve = Callable[..., Answer]
-
-CLIP = {
-    "size": "96x64",
-    "num_frames": 17,
-    "num_inference_steps": 16,
-    "guidance_scale": 5.0,
-    "flow_shift": 3.0,
-    "seed": 1,
-}
-PROMPT = "a red circle moving right on a white background"
-
-
-def video(serve: Serve, prompt: str, **changes: Any) -> NDArray[np.uint8]:
-    """Frames [F, H, W, 3] of the delivered file."""
-    answer = serve(CLIP | {"prompt": prompt} | changes)
-    assert "error" not in answer, answer
-    return read(path_of(answer["assets"][0]["url"])).frames
-
-
-def drawn(
-    colour: tuple[int, int, int], x: int, y: int = 32, shape: tuple[int, int] = (64, 96)
-) -> NDArray[np.uint8]:
-    """A square of 24 pixels on white, its centre at (x, y), in a picture of [height, width]."""
-    pixels = np.full((*shape, 3), 245, np.uint8)
-    pixels[y - 12 : y + 12, x - 12 : x + 12] = colour
-    return pixels
-
-
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal to noise, dB."""
-    error = float(np.mean((a.astype(float) - b.astype(float)) ** 2))
-    return 10 * np.log10(255**2 / max(error, 1e-9))
-
-
-def said(found: Measured) -> tuple[str | None, ...]:
-    return (found.colour, found.kind, found.motion, found.background)
 
 
 @pytest.mark.parametrize(

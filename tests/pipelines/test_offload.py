@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.builders.files import path_of
+from tests.builders.pictures import INLINE_PIXEL, picture
+from tests.builders.pipelines import hooks_of, make_plan
+from tests.builders.requests import ENHANCED
 from tests.conftest import QUICK, Answer
-from tests.made_files import path_of
-from tests.pipelines.test_generate import make_plan
-from tests.pipelines.test_pool import INLINE_PIXEL, hooks_of
-from tests.prompts.test_enhance import ENHANCED
-from tests.test_job import picture
 from wan_worker import job as jobs
 from wan_worker.catalog.components import ENHANCER, UMT5, VAE_2_1, Component
 from wan_worker.catalog.models import MODELS

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.pipelines.test_generate import make_plan
+from tests.builders.pictures import INLINE_PIXEL
+from tests.builders.pipelines import CountingLoad, hooks_of, make_plan
 from wan_worker import job
-from wan_worker.catalog.components import VAE_2_1, Component
+from wan_worker.catalog.components import VAE_2_1
 from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.errors import Canceled, ModelCorrupt
 from wan_worker.inputs.references import References
-from wan_worker.machine.hardware import Hardware
 from wan_worker.pipelines import generate, load, offload
 from wan_worker.pipelines import pool as pipelines
 from wan_worker.planning import memory
@@ -29,22 +29,6 @@ from wan_worker.prompts.embeddings import Embeddings
 from wan_worker.settings import Placement, WeightType
 from wan_worker.timing.progress import Control
 from wan_worker.weights import store as weights
-
-INLINE_PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAMUlEQVR4nGP8z0A7wMjA"
-    "QEPTRy0YtWDUglELRi0YtWDUglELRi0YtWDUglELRi0AAJ0GAT/8gZ8RAAAAAElFTkSuQmCC"
-)
-
-
-class CountingLoad:
-    """The real loader, counting what it reads."""
-
-    def __init__(self) -> None:
-        self.loads: Counter[str] = Counter()
-
-    def __call__(self, component: Component, folder: Path, hardware: Hardware, device: str) -> Any:
-        self.loads[component.name] += 1
-        return load.load_component(component, folder, hardware, device)
 
 
 def test_a_second_model_loads_only_what_it_does_not_share(worker: job.Worker) -> None:
@@ -168,12 +152,6 @@ def test_a_job_in_another_layout_leaves_no_trace_on_the_next(
             assert {str(p.dtype) for p in part.parameters()} == {"torch.float32"}
             hooks = [m for m in part.modules() if hooks_of(m)]
             assert hooks == []
-
-
-def hooks_of(module: torch.nn.Module) -> list[str]:
-    registry = getattr(module, "_diffusers_hook", None)
-    moving = ["accelerate"] if hasattr(module, "_hf_hook") else []
-    return moving + ([] if registry is None else list(registry.hooks))
 
 
 @pytest.mark.parametrize("placement", ["sequential", "group"])

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from training.measure import measure
 
+from tests.builders.answers import sha256_of
+from tests.builders.clocks import Clock
+from tests.builders.pictures import data_uri, drawn
+from tests.builders.pipelines import make_plan
+from tests.builders.requests import CLIP, PROMPT
 from tests.conftest import QUICK, Answer, error_of
-from tests.pipelines.test_generate import make_plan
-from tests.pipelines.test_meaning import CLIP, PROMPT, data_uri, drawn
-from tests.test_job import sha256_of
-from tests.timing.test_progress import Clock
 from wan_worker import job as jobs
 from wan_worker import worker as workers
 from wan_worker.catalog.models import MODELS

@@ -9,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.builders.other_device import Device, OnDevice, move
+from tests.builders.pictures import picture
+from tests.builders.pipelines import build, denoise, experts_of, make_plan
 from tests.conftest import QUICK
-from tests.other_device import Device, OnDevice, move
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_magcache import denoise, experts_of
-from tests.test_job import picture
 from wan_worker import job as jobs
 from wan_worker.inputs.references import References
 from wan_worker.pipelines import generate, pool, schedulers, sync_free

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_magcache import denoise, experts_of
-from tests.planning.test_step_cache import make
-from tests.test_job import picture
+from tests.builders.pictures import picture
+from tests.builders.pipelines import build, denoise, experts_of, make_plan
+from tests.builders.plans import cached
 from wan_worker import job as jobs
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References
@@ -150,15 +149,15 @@ def test_another_prompt_in_the_same_pipeline_is_computed_anew(worker: jobs.Worke
     ],
 )
 def test_it_is_done_where_it_pays_and_said(changes: dict[str, Any], remembers: bool) -> None:
-    made = make(acceleration="exact", model="wan2.1-t2v-14b", **changes)
+    made = cached(acceleration="exact", model="wan2.1-t2v-14b", **changes)
     assert made.caches_text is remembers
     assert any("depends on it alone is computed once" in r for r in made.reasons) is remembers
 
 
 def test_what_is_kept_is_in_the_memory_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"mode": "image", "size": "832x480", "model": "wan2.2-t2v-a14b"}
-    with_it = dict(make(acceleration="exact", **asked).layout.stages)["denoise"]
+    with_it = dict(cached(acceleration="exact", **asked).layout.stages)["denoise"]
     monkeypatch.setattr(activations, "TEXT_CACHE_TOKENS", EACH_STEP)
-    without = dict(make(acceleration="exact", **asked).layout.stages)["denoise"]
+    without = dict(cached(acceleration="exact", **asked).layout.stages)["denoise"]
     kept = 40 * 2 * 2 * 2 * 512 * 5120 * 2  # layers, branches, experts, keys and values
     assert with_it - without == pytest.approx(1.1 * kept, rel=0.01)

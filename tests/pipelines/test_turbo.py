@@ -11,18 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.builders.answers import codes, sha256_of
+from tests.builders.pictures import picture
+from tests.builders.plans import TURBO_EXTRAS, turbo
 from tests.conftest import QUICK, Answer, error_of
-from tests.planning.test_step_cache import CONTRACT, GPU, HERE
-from tests.test_job import codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.catalog.components import Component
-from wan_worker.catalog.models import EXTRAS, MODELS, Installed
+from wan_worker.catalog.models import EXTRAS, MODELS
 from wan_worker.errors import InvalidRequest, ModelUnavailable
 from wan_worker.pipelines import lora, pool
 from wan_worker.pipelines.schedulers import scheduler
-from wan_worker.planning import plan
 from wan_worker.planning.plan import Plan
-from wan_worker.request import parse
 from wan_worker.timing.progress import Control
 from wan_worker.weights import store
 
@@ -31,13 +30,6 @@ Serve = Callable[..., Answer]
 URL = "https://example.com/cat.png"
 I2V = {"model": "wan2.1-i2v-14b-480p", "image_url": picture(), "num_inference_steps": None}
 A14B = {"model": "wan2.2-t2v-a14b", "num_inference_steps": None}
-TURBO_EXTRAS = {name: Installed({name: 1}, False) for name in EXTRAS}
-
-
-def make(extras: dict[str, Installed] | None = None, **changes: Any) -> Plan:
-    given = {"mode": "video", "prompt": "x", "acceleration": "turbo"} | changes
-    asked = parse.request({"input": given}, CONTRACT)
-    return plan.make(asked, GPU, HERE, extras=TURBO_EXTRAS if extras is None else extras)
 
 
 def reason(made: Plan) -> str:
@@ -60,7 +52,7 @@ def test_each_transformer_of_a_model_gets_its_own_weights(model_id: str) -> None
 
 
 def test_it_takes_four_steps_without_guidance_at_its_own_shift() -> None:
-    made = make(model="wan2.2-t2v-a14b")
+    made = turbo(model="wan2.2-t2v-a14b")
     assert (made.num_inference_steps, made.guidance_scale, made.guidance_scale_2) == (4, 1.0, 1.0)
     assert (made.solver, made.flow_shift) == ("euler", 5.0)
     assert made.turbo == ("wan2.2-t2v-a14b.turbo-high", "wan2.2-t2v-a14b.turbo-low")
@@ -73,11 +65,11 @@ def test_it_takes_four_steps_without_guidance_at_its_own_shift() -> None:
 
 def test_it_wins_over_a_preset_and_the_requests_own_fields_win_over_it() -> None:
     preset = {"job_type": "video_fast", "mode": "video", "model": "wan2.1-t2v-14b"}
-    made = make(**preset)
+    made = turbo(**preset)
     assert (made.num_inference_steps, made.guidance_scale, made.flow_shift) == (4, 1.0, 5.0)
     assert made.num_frames == 64  # what turbo does not touch is the preset's
     own = {"steps": 8, "guidance": 2.0, "sample_shift": 7.0, "solver": "unipc"}
-    made = make(**preset, **own)
+    made = turbo(**preset, **own)
     assert (made.num_inference_steps, made.guidance_scale) == (8, 2.0)
     assert (made.flow_shift, made.solver) == (7.0, "unipc")
     assert reason(made).endswith("all settings as asked")
@@ -86,7 +78,7 @@ def test_it_wins_over_a_preset_and_the_requests_own_fields_win_over_it() -> None
 
 def test_the_steps_begin_where_the_weights_were_distilled() -> None:
     for steps, even in ((4, [1.0, 0.75, 0.5, 0.25]), (2, [1.0, 0.5]), (1, [1.0])):
-        made = scheduler(make(model="wan2.2-t2v-a14b", num_inference_steps=steps))
+        made = scheduler(turbo(model="wan2.2-t2v-a14b", num_inference_steps=steps))
         made.set_timesteps(steps, device="cpu")
         shifted = [5 * level / (1 + 4 * level) for level in even]
         assert made.sigmas.tolist() == pytest.approx([*shifted, 0.0])
@@ -96,7 +88,7 @@ def test_the_steps_begin_where_the_weights_were_distilled() -> None:
 @pytest.mark.parametrize("model_id", ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b"])
 def test_each_expert_takes_two_of_the_four_steps(model_id: str) -> None:
     pictures = {"image_url": URL} if MODELS[model_id].image == "required" else {}
-    made = scheduler(make(model=model_id, **pictures))
+    made = scheduler(turbo(model=model_id, **pictures))
     made.set_timesteps(4)
     boundary = MODELS[model_id].boundary_ratio
     assert boundary is not None
@@ -104,21 +96,21 @@ def test_each_expert_takes_two_of_the_four_steps(model_id: str) -> None:
 
 
 def test_image_to_image_begins_late_on_turbos_schedule() -> None:
-    made = scheduler(make(mode="image", model="wan2.1-t2v-14b", image_url=URL, strength=0.5))
+    made = scheduler(turbo(mode="image", model="wan2.1-t2v-14b", image_url=URL, strength=0.5))
     made.set_timesteps(4)
     assert made.sigmas.tolist() == pytest.approx([5 * 0.5 / 3, 5 * 0.25 / 2, 0.0])
 
 
 def test_a_model_that_nobody_distilled_is_refused_naming_those_that_were() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        make(model="wan2.1-t2v-1.3b")
+        turbo(model="wan2.1-t2v-1.3b")
     assert refused.value.field == "/input/acceleration"
     assert "wan2.1-t2v-14b, wan2.2-t2v-a14b" in refused.value.message
 
 
 def test_absent_weights_are_named_with_the_command_that_installs_them() -> None:
     with pytest.raises(ModelUnavailable) as refused:
-        make({}, model="wan2.2-t2v-a14b")
+        turbo({}, model="wan2.2-t2v-a14b")
     assert refused.value.field == "/input/acceleration"
     assert (
         "python download_weights.py --models wan2.2-t2v-a14b.turbo-high wan2.2-t2v-a14b.turbo-low"
@@ -128,19 +120,19 @@ def test_absent_weights_are_named_with_the_command_that_installs_them() -> None:
 
 def test_auto_takes_a_model_whose_turbo_is_installed() -> None:
     some = {name: TURBO_EXTRAS[name] for name in MODELS["wan2.1-t2v-14b"].turbo_names}
-    assert make(some).model.id == "wan2.1-t2v-14b"
-    assert make().model.id == "wan2.2-t2v-a14b"
+    assert turbo(some).model.id == "wan2.1-t2v-14b"
+    assert turbo().model.id == "wan2.2-t2v-a14b"
     with pytest.raises(ModelUnavailable):
-        make({})
+        turbo({})
     # Not for a request that this model can't serve: then what is missing is the other's.
     with pytest.raises(ModelUnavailable, match=r"wan2\.2-i2v-a14b\.turbo-high"):
-        make(some, image_url=URL)
+        turbo(some, image_url=URL)
 
 
 def test_it_is_in_the_memory_estimate() -> None:
     with_it, without = (
-        make(model="wan2.1-t2v-14b"),
-        make(model="wan2.1-t2v-14b", acceleration="exact", guidance_scale=1),
+        turbo(model="wan2.1-t2v-14b"),
+        turbo(model="wan2.1-t2v-14b", acceleration="exact", guidance_scale=1),
     )
     assert with_it.layout.peak_bytes > without.layout.peak_bytes
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.pipelines.test_generate import make_plan
+from tests.builders.pipelines import make_plan
 from wan_worker import job as jobs
 from wan_worker.catalog.components import ENHANCER
 from wan_worker.catalog.models import Installed

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.builders.answers import sha256_of as sha256
+from tests.builders.faults import OutOfMemoryError
+from tests.builders.pipelines import make_plan
 from tests.conftest import QUICK, Answer, error_of
-from tests.pipelines.test_generate import make_plan
-from tests.test_job import OutOfMemoryError
-from tests.test_job import sha256_of as sha256
 from wan_worker import job as jobs
 from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.machine.hardware import Hardware

@@ -10,70 +10,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wan_worker.catalog.models import MAX_WORK, MODELS, NEGATIVE_PROMPT, Installed
+from tests.builders.plans import (
+    BOTH,
+    CONTRACT,
+    CPU,
+    I2V,
+    T2V,
+    codes,
+    gpu,
+    make,
+    reasons_about,
+    store,
+)
+from wan_worker.catalog.models import MAX_WORK, MODELS, NEGATIVE_PROMPT
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported, WorkerError
-from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import memory, model_choice, plan
 from wan_worker.planning.activations import JobSize
 from wan_worker.planning.memory import Layout
-from wan_worker.planning.plan import Plan, fit_to_image
+from wan_worker.planning.plan import fit_to_image
 from wan_worker.request import parse
 from wan_worker.request import schema as contract
 
-CONTRACT = contract.load()
-T2V, I2V = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p"
 URL = "https://example.com/cat.png"
-CPU = Hardware("cpu", "CPU, 4 cores", 256 * 1024**3, None, "no NVIDIA driver")
-
-
-def gpu(gib: float) -> Hardware:
-    size, ram = int(gib * 1024**3), 256 * 1024**3
-    return Hardware("cuda", f"GPU {gib:g}", size, (9, 0), "nvidia-smi lists it", ram_bytes=ram)
-
-
-WEIGHTS = {
-    "umt5-tokenizer": 0,
-    "umt5-xxl": 11_400_000_000,
-    "wan2.1-vae": 500_000_000,
-    "clip-image-processor": 0,
-    "clip-vit-h": 1_300_000_000,
-    f"{T2V}.transformer": 2_900_000_000,
-    f"{I2V}.transformer": 32_800_000_000,
-}
-
-
-def store(*model_ids: str, tiny: bool = False) -> dict[str, Installed]:
-    return {
-        name: Installed({c: WEIGHTS[c] for c in MODELS[name].component_names}, tiny)
-        for name in model_ids
-    }
-
-
-BOTH = store(T2V, I2V)
-
-
-def make(
-    fields: Mapping[str, Any] | None = None,
-    /,
-    installed: Mapping[str, Installed] = BOTH,
-    hardware: Hardware = CPU,
-    default_model: str | None = None,
-    **more: Any,
-) -> Plan:
-    """The plan for a video of a cat, changed; with a job_type, that preset's plan."""
-    given = {"prompt": "a cat", **(fields or {}), **more}
-    if "job_type" not in given:
-        given.setdefault("mode", "video")
-    asked = parse.request({"id": "job-1", "input": given}, CONTRACT)
-    return plan.make(asked, hardware, installed, default_model)
-
-
-def codes(made: Plan) -> list[str]:
-    return [notice.code for notice in made.notices]
-
-
-def reasons_about(made: Plan, word: str) -> list[str]:
-    return [reason for reason in made.reasons if word in reason]
 
 
 # --- Which model ---

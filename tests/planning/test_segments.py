@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.planning.test_plan import CONTRACT, CPU, I2V, T2V, codes, gpu, reasons_about
+from tests.builders.plans import CONTRACT, CPU, I2V, T2V, codes, gpu, reasons_about
 from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.machine.hardware import Hardware

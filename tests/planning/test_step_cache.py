@@ -1,33 +1,19 @@
 """Which steps `cached` spares: the published rule on any schedule, and what the plan says."""
 
-from typing import Any
-
 import pytest
 
-from tests.pipelines.test_library_calls import planned
+from tests.builders.plans import CONTRACT, GPU, HERE, cached, with_solver
 from wan_worker.catalog.magcache_ratios import Curve
-from wan_worker.catalog.models import MODELS, Installed, Model
+from wan_worker.catalog.models import MODELS, Model
 from wan_worker.errors import InvalidRequest
-from wan_worker.machine.hardware import Hardware
 from wan_worker.pipelines.schedulers import scheduler
 from wan_worker.planning import plan, step_cache
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.solvers import SOLVERS
-from wan_worker.request import parse, schema
+from wan_worker.request import parse
 
-CONTRACT = schema.load()
-GPU = Hardware("cuda", "NVIDIA H200", 150 * 10**9, (9, 0), "for a test", ram_bytes=10**12)
-HERE = {
-    model.id: Installed({c.name: c.stored_bytes for c in model.components}, tiny=False)
-    for model in MODELS.values()
-}
 CURVES = {model.id: model.magcache for model in MODELS.values() if model.magcache is not None}
 URL = "https://example.com/cat.png"
-
-
-def make(**changes: Any) -> Plan:
-    given = {"mode": "video", "prompt": "x", "acceleration": "cached"} | changes
-    return plan.make(parse.request({"input": given}, CONTRACT), GPU, HERE)
 
 
 def reason(made: Plan) -> str:
@@ -45,7 +31,7 @@ def own_schedule(model: Model) -> tuple[tuple[bool, ...], ...]:
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 18, 50])
 def test_the_planned_noise_levels_are_the_schedulers(solver: str, shift: float, steps: int) -> None:
-    made = scheduler(planned(solver, shift))
+    made = scheduler(with_solver(solver, shift))
     made.set_timesteps(steps)
     expected = step_cache.noise_levels(solver, shift, steps)
     assert made.sigmas[:steps].tolist() == pytest.approx(expected, abs=2e-6)
@@ -56,7 +42,7 @@ def test_the_planned_noise_levels_are_the_schedulers(solver: str, shift: float, 
 def test_the_steps_are_shared_out_as_the_pipeline_does(model: Model, solver: str) -> None:
     assert model.boundary_ratio is not None
     for shift in (3.0, 5.0, 12.0):
-        made = scheduler(planned(solver, shift))
+        made = scheduler(with_solver(solver, shift))
         for steps in range(1, 61):
             made.set_timesteps(steps)
             high = int((made.timesteps >= model.boundary_ratio * 1000).sum())
@@ -150,7 +136,7 @@ def test_a_noise_level_that_was_not_measured_is_computed() -> None:
 
 
 def test_image_to_image_reuses_within_the_steps_that_it_takes() -> None:
-    made = make(mode="image", image_url=URL, strength=0.5, num_inference_steps=40)
+    made = cached(mode="image", image_url=URL, strength=0.5, num_inference_steps=40)
     assert made.steps_taken == 20
     assert sum(map(len, made.reused)) == 20
     assert f"of {made.steps_taken} steps" in reason(made)
@@ -170,7 +156,7 @@ def test_exact_is_the_default_and_reuses_nothing() -> None:
 
 
 def test_the_plan_says_how_many_steps_are_spared() -> None:
-    made = make(model="wan2.1-t2v-1.3b", flow_shift=5.0)
+    made = cached(model="wan2.1-t2v-1.3b", flow_shift=5.0)
     assert made.reused_steps == 25
     assert reason(made).startswith("acceleration: cached, 25 of 50 steps")
     assert made.public()["acceleration"] == {
@@ -182,7 +168,7 @@ def test_the_plan_says_how_many_steps_are_spared() -> None:
 
 
 def test_where_nothing_can_be_spared_the_plan_says_that_it_is_exact() -> None:
-    made = make(model="wan2.1-t2v-1.3b", num_inference_steps=2)
+    made = cached(model="wan2.1-t2v-1.3b", num_inference_steps=2)
     assert made.reused_steps == 0
     assert reason(made).endswith("this is exact")
 
@@ -198,12 +184,12 @@ def test_a_model_without_published_ratios_is_refused_naming_those_that_have(
     model: str, pictures: dict[str, str]
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        make(model=model, **pictures)
+        cached(model=model, **pictures)
     assert refused.value.field == "/input/acceleration"
     able = {m.id for m in MODELS.values() if m.id in refused.value.message and m.id != model}
     assert able
     for name in able:
-        assert make(model=name, **pictures).acceleration == "cached"
+        assert cached(model=name, **pictures).acceleration == "cached"
 
 
 def test_auto_takes_a_model_that_has_published_ratios() -> None:
@@ -214,12 +200,12 @@ def test_auto_takes_a_model_that_has_published_ratios() -> None:
 
 
 def test_kept_residuals_are_in_the_memory_estimate() -> None:
-    exact, cached = make(acceleration="exact"), make()
-    off = make(guidance_scale=1), make(guidance_scale=1, acceleration="exact")
+    exact, kept = cached(acceleration="exact"), cached()
+    off = cached(guidance_scale=1), cached(guidance_scale=1, acceleration="exact")
     pixels, frames = 1280 * 720, 81
     tokens = ((frames - 1) // 4 + 1) * pixels // 256
     residual = tokens * 5120 * 2
-    more = dict(cached.layout.stages)["denoise"] - dict(exact.layout.stages)["denoise"]
+    more = dict(kept.layout.stages)["denoise"] - dict(exact.layout.stages)["denoise"]
     assert more == pytest.approx(2 * residual * 1.1, rel=0.01)
     more = dict(off[0].layout.stages)["denoise"] - dict(off[1].layout.stages)["denoise"]
     assert more == pytest.approx(residual * 1.1, rel=0.01)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.builders.answers import sha256_of
+from tests.builders.pipelines import build, make_plan
+from tests.builders.requests import T2V
 from tests.conftest import QUICK, Answer, error_of
-from tests.pipelines.test_generate import build, make_plan
-from tests.pipelines.test_lora import T2V
-from tests.test_job import sha256_of
 from wan_worker import job as jobs
 from wan_worker.pipelines import generate, lora, pool
 from wan_worker.prompts.embeddings import Embeddings, Key

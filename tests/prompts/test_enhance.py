@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from training.measure import measure
 
+from tests.builders.answers import codes, sha256_of
+from tests.builders.files import path_of, read
+from tests.builders.pictures import picture
+from tests.builders.pipelines import CountingLoad
+from tests.builders.requests import CLIP, ENHANCED, said
 from tests.conftest import QUICK, Answer, error_of
-from tests.made_files import path_of, read
-from tests.pipelines.test_meaning import CLIP, said
-from tests.pipelines.test_pool import CountingLoad
-from tests.test_job import codes, picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker.catalog.components import ENHANCER, enhancer
 from wan_worker.catalog.models import MODELS
@@ -32,7 +33,6 @@ from wan_worker.weights import store, tiny
 
 Serve = Callable[..., Answer]
 
-ENHANCED = {"enhance_prompt": True, "prompt": "a blue square"}
 REWRITTEN = "a blue square moving right on a white background"
 SMALL = {name: value for name, value in CLIP.items() if name != "seed"} | {"seed": 1}
 

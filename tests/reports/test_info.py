@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.builders.pictures import picture
 from tests.conftest import QUICK, Answer, error_of
-from tests.test_job import picture
 from wan_worker import job as jobs
 from wan_worker import worker as workers
 from wan_worker.catalog.components import UMT5

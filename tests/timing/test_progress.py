@@ -8,18 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.builders.clocks import Clock
 from wan_worker.errors import Canceled, DeadlineExceeded
 from wan_worker.timing.progress import Control, Event, Part, Relay
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

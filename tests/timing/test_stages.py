@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.answers import sha256_of
+from tests.builders.pictures import picture
 from tests.conftest import QUICK, error_of
-from tests.test_job import picture, sha256_of
 from wan_worker import job as jobs
 from wan_worker import scratch
 from wan_worker.timing.progress import Control

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.builders.pictures import picture
 from tests.conftest import QUICK, Answer
-from tests.test_job import picture
 from wan_worker import job as jobs
 from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.machine.hardware import Hardware

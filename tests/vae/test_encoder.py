@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vae.test_decoder import WAN_2_1, WAN_2_2, small
+from tests.builders.vaes import WAN_2_1, WAN_2_2, small
 from wan_worker.vae import encoder
 
 

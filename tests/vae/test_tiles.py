@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.pipelines.test_generate import build, make_plan
+from tests.builders.pipelines import build, make_plan
 from wan_worker import job
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References

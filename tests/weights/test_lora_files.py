@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.builders.answers import sha256_of
 from tests.conftest import QUICK, Answer, error_of
-from tests.test_job import sha256_of
 from wan_worker import job as jobs
 from wan_worker.errors import (
     Canceled,
