@@ -68,24 +68,26 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def visits(chromium: Browser) -> Iterator[BrowserContext]:
-    """One profile for all: a page in it costs a third of what it costs in a profile of its own.
-
-    What the page keeps, it keeps in its tab, and each test has a tab of its own.
-    """
-    context = chromium.new_context()
-    yield context
-    assert context.cookies() == []
-    context.close()
-
-
-@pytest.fixture(scope="module")
 def api(
     chromium: Browser, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[HttpApi]:
     with HttpApi(tmp_path_factory.mktemp("page"), models_dir) as server:
         server.wait_ready()
         yield server
+
+
+@pytest.fixture(scope="module")
+def visits(chromium: Browser, api: HttpApi) -> Iterator[BrowserContext]:
+    """One profile for all: a page in it costs a third of what it costs in a profile of its own.
+
+    What the page keeps, it keeps in its tab, and each test has a tab of its own.
+    """
+    context = chromium.new_context()
+    # A tab that stays keeps the process that draws the others.
+    context.new_page().goto(f"http://127.0.0.1:{api.port}/page/icon.svg")
+    yield context
+    assert context.cookies() == []
+    context.close()
 
 
 @pytest.fixture(scope="module")
