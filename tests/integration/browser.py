@@ -18,9 +18,10 @@ QUIET = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--renderer-process-limit=1",
 )
 """No sandbox: in a container the browser is root's, and what it opens is ours. The rest: a browser
-that asks nobody for anything by itself."""
+that asks nobody for anything by itself, and draws all tabs of a profile in one process."""
 
 
 def on_path() -> str | None:

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,42 @@ from tests.integration.worker import REPOSITORY, free_port
 from wan_worker.queue.ledger import FILE, Ledger
 
 
-@contextmanager
-def serving(home: Path, models_dir: Path, **env: str) -> Iterator[HttpApi]:
-    with HttpApi(home, models_dir, env=env) as server:
-        server.wait_ready()
-        yield server
+class Line:
+    """One home and the servers that live in it, one after the other.
+
+    A test takes the one that the last test left (its engine may have loaded what jobs need, which
+    takes seconds), or a new one where that is gone.
+    """
+
+    def __init__(self, home: Path, models_dir: Path) -> None:
+        self._home = home
+        self._models_dir = models_dir
+        self._server: HttpApi | None = None
+
+    def server(self) -> HttpApi:
+        """The one that lives."""
+        if self._server is None or not self._server.alive():
+            return self.successor()
+        return self._server
+
+    def successor(self) -> HttpApi:
+        """Another, after the last has ended."""
+        self.end()
+        env = {"LOG_FORMAT": "json", "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}
+        self._server = HttpApi(self._home, self._models_dir, env=env).__enter__()
+        self._server.wait_ready()
+        return self._server
+
+    def end(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def line(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
+    line = Line(tmp_path_factory.mktemp("line"), models_dir)
+    yield line
+    line.end()
 
 
 def gone(process: psutil.Process) -> None:
@@ -47,65 +77,73 @@ def left_behind(server: HttpApi) -> list[str]:
     return [path.name for path in server.tmp.iterdir() if path.name.startswith("wan-job-")]
 
 
-def test_a_killed_server_loses_no_job_and_keeps_the_queues_order(
-    models_dir: Path, tmp_path: Path
-) -> None:
-    with serving(tmp_path, models_dir) as server:
-        engine = server.engine()
-        running = denoising(server)
-        waiting = [server.submit(QUICK | {"seed": seed}) for seed in (1, 2, 3)]
-        os.kill(server.pid, signal.SIGKILL)
-        gone(engine)  # by itself: its line has closed
-        with serving(tmp_path, models_dir) as again:
-            lost = again.look(running)
-            assert lost["status"] == "failed"
-            assert lost["error"]["retryable"] is True
-            assert "submit it again" in lost["error"]["message"]
-            ended = [again.wait(task_id) for task_id in waiting]
-            assert [job["status"] for job in ended] == ["completed"] * 3
-            starts = [job["started_at"] for job in ended]
-            assert starts == sorted(starts)
-            assert left_behind(again) == []
+def test_a_killed_engine_fails_its_job_and_the_server_goes_on(line: Line) -> None:
+    server = line.successor()
+    running, following = denoising(server), server.submit(QUICK)
+    server.engine().send_signal(signal.SIGKILL)
+    lost = server.wait(running)
+    assert (lost["status"], lost["error"]["code"]) == ("failed", "INTERNAL")
+    assert lost["error"]["retryable"] is True
+    assert lost["error"]["stage"] == "denoise"
+    assert server.wait(following)["status"] == "completed"
+    health = server.get("/health").json
+    assert (health["status"], health["restarts"]) == ("ok", 1)
+    entries = [json.loads(line) for line in server.log().splitlines() if line[:1] == "{"]
+    (said,) = [e for e in entries if e["logger"] == "wan_worker.queue.dispatch" and "stage" in e]
+    assert (said["level"], said["stage"]) == ("WARNING", "denoise")
+    assert running in said.values()
+    assert left_behind(server) == []
 
 
-def test_server_and_engine_killed_at_once_leave_nothing_behind(
-    models_dir: Path, tmp_path: Path
-) -> None:
-    with serving(tmp_path, models_dir) as server:
-        running = denoising(server)
-        engine = server.engine()
-        server.kill()
-        gone(engine)
-        assert left_behind(server) != []
-        with serving(tmp_path, models_dir) as again:
-            assert again.look(running)["status"] == "failed"
-            assert left_behind(again) == []
+def test_a_killed_server_loses_no_job_and_keeps_the_queues_order(line: Line) -> None:
+    server = line.server()
+    engine = server.engine()
+    running = denoising(server)
+    waiting = [server.submit(QUICK | {"seed": seed}) for seed in (1, 2, 3)]
+    os.kill(server.pid, signal.SIGKILL)
+    gone(engine)  # by itself: its line has closed
+    again = line.successor()
+    lost = again.look(running)
+    assert lost["status"] == "failed"
+    assert lost["error"]["retryable"] is True
+    assert "submit it again" in lost["error"]["message"]
+    ended = [again.wait(task_id) for task_id in waiting]
+    assert [job["status"] for job in ended] == ["completed"] * 3
+    starts = [job["started_at"] for job in ended]
+    assert starts == sorted(starts)
+    assert left_behind(again) == []
 
 
-def test_a_killed_engine_fails_its_job_and_the_server_goes_on(
-    models_dir: Path, tmp_path: Path
-) -> None:
-    with serving(tmp_path, models_dir, LOG_FORMAT="json") as server:
-        running, following = denoising(server), server.submit(QUICK)
-        server.engine().send_signal(signal.SIGKILL)
-        lost = server.wait(running)
-        assert (lost["status"], lost["error"]["code"]) == ("failed", "INTERNAL")
-        assert lost["error"]["retryable"] is True
-        assert lost["error"]["stage"] == "denoise"
-        assert server.wait(following)["status"] == "completed"
-        health = server.get("/health").json
-        assert (health["status"], health["restarts"]) == ("ok", 1)
-        entries = [json.loads(line) for line in server.log().splitlines() if line[:1] == "{"]
-        (said,) = [
-            e for e in entries if e["logger"] == "wan_worker.queue.dispatch" and "stage" in e
-        ]
-        assert (said["level"], said["stage"]) == ("WARNING", "denoise")
-        assert running in said.values()
-        assert left_behind(server) == []
+def test_server_and_engine_killed_at_once_leave_nothing_behind(line: Line) -> None:
+    server = line.server()
+    running = denoising(server)
+    engine = server.engine()
+    server.kill()
+    gone(engine)
+    assert left_behind(server) != []
+    again = line.successor()
+    assert again.look(running)["status"] == "failed"
+    assert left_behind(again) == []
+
+
+def test_two_servers_do_not_share_one_ledger(line: Line, models_dir: Path) -> None:
+    server = line.server()
+    other = subprocess.run(
+        COMMAND,
+        cwd=REPOSITORY,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "API_PORT": "1",
+             "STATE_DIR": str(server.state_dir), "MODELS_DIR": str(models_dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert other.returncode == 1
+    said = f"CONFIG_INVALID: STATE_DIR: another server uses {server.state_dir}; "
+    assert said in other.stderr
 
 
 def test_a_job_that_had_finished_when_all_was_killed_is_reported_finished(
-    models_dir: Path, tmp_path: Path, response_errors: Any
+    line: Line, response_errors: Any
 ) -> None:
     called = threading.Event()
 
@@ -121,57 +159,40 @@ def test_a_job_that_had_finished_when_all_was_killed_is_reported_finished(
     receiver.daemon_threads = True
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{receiver.server_port}/"
-    private = {"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}
-    with serving(tmp_path, models_dir, **private) as server:
-        task_id = server.submit(QUICK | {"callback_url": url})
-        assert called.wait(60)
-        server.kill()
+    server = line.server()
+    task_id = server.submit(QUICK | {"callback_url": url})
+    assert called.wait(60)
+    server.kill()
     receiver.shutdown()
     receiver.server_close()
-    with serving(tmp_path, models_dir) as again:
-        job = again.look(task_id)
-        assert job["status"] == "completed"
-        assert response_errors(job["result"]) == []
-        assert again.get(job["result"]["assets"][0]["url"]).status == 200
+    again = line.successor()
+    job = again.look(task_id)
+    assert job["status"] == "completed"
+    assert response_errors(job["result"]) == []
+    assert again.get(job["result"]["assets"][0]["url"]).status == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_is_told_to_stop_ends_its_job_and_leaves_nobody(
-    models_dir: Path, tmp_path: Path, number: signal.Signals
+    line: Line, number: signal.Signals
 ) -> None:
-    with serving(tmp_path, models_dir) as server:
-        running, waiting = denoising(server), server.submit(QUICK)
-        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        if number == signal.SIGINT:
-            os.killpg(server.pid, number)  # as a terminal does
+    server = line.server()
+    running, waiting = denoising(server), server.submit(QUICK)
+    family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    if number == signal.SIGINT:
+        os.killpg(server.pid, number)  # as a terminal does
+    else:
+        os.kill(server.pid, number)
+    for process in family:
+        if process.pid == server.pid:
+            server.until_gone()
         else:
-            os.kill(server.pid, number)
-        for process in family:
-            if process.pid == server.pid:
-                server.until_gone()
-            else:
-                gone(process)
-        assert left_behind(server) == []
-        assert "Traceback" not in server.log()
-        with Ledger(server.state_dir / FILE) as ledger:
-            jobs = [ledger.find(task_id) for task_id in (running, waiting)]
-        assert [job and job.status for job in jobs] == ["failed", "queued"]
-
-
-def test_two_servers_do_not_share_one_ledger(models_dir: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, models_dir) as server:
-        other = subprocess.run(
-            COMMAND,
-            cwd=REPOSITORY,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "API_PORT": "1",
-                 "STATE_DIR": str(server.state_dir), "MODELS_DIR": str(models_dir)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )  # fmt: skip
-        assert other.returncode == 1
-        said = f"CONFIG_INVALID: STATE_DIR: another server uses {server.state_dir}; "
-        assert said in other.stderr
+            gone(process)
+    assert left_behind(server) == []
+    assert "Traceback" not in server.log()
+    with Ledger(server.state_dir / FILE) as ledger:
+        jobs = [ledger.find(task_id) for task_id in (running, waiting)]
+    assert [job and job.status for job in jobs] == ["failed", "queued"]
 
 
 def test_a_port_that_is_taken_is_said_to_be(models_dir: Path, tmp_path: Path) -> None:
