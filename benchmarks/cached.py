@@ -29,6 +29,7 @@ from wan_worker.inputs.references import References
 from wan_worker.machine import hardware
 from wan_worker.pipelines import generate, pool
 from wan_worker.planning import plan
+from wan_worker.planning.deployment import Deployment
 from wan_worker.request import parse
 from wan_worker.request.schema import load
 from wan_worker.timing.progress import Control
@@ -53,7 +54,7 @@ class Maker:
     def planned(self, prompt: str, seed: int, **changes: Any) -> plan.Plan:
         asked = {"mode": "video", "model": MODEL, "size": "96x64", "num_frames": 17}
         job = {"input": asked | {"prompt": prompt, "seed": seed, "guidance_scale": 5.0} | changes}
-        return plan.make(parse.request(job, self.contract), self.machine, self.here)
+        return plan.make(parse.request(job, self.contract), Deployment(self.machine, self.here))
 
     def frames(self, planned: plan.Plan) -> NDArray[np.uint8]:
         pipeline = self.pool.pipeline(planned, self.here[MODEL], lambda: None)

@@ -47,6 +47,7 @@ from wan_worker.pipelines import generate, offload, schedulers
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import segments
 from wan_worker.planning.activations import Shape, shape_of
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.flops import forward_flops
 from wan_worker.planning.plan import Plan
 from wan_worker.prompts.embeddings import Embeddings
@@ -158,7 +159,7 @@ class Bench:
         if model.last_image == "required":
             given["last_image_url"] = _picture(*size)
         asked = parse.request({"id": "bench", "input": given}, schema.load())
-        planned = segments.make(asked, self.machine, {model.id: self.installed()})
+        planned = segments.make(asked, Deployment(self.machine, {model.id: self.installed()}))
 
         def without(field: str, asked: parse.Request, problem: WorkerError) -> NoReturn:
             raise problem

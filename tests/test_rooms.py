@@ -135,11 +135,11 @@ def test_planning_a_job_imports_no_model_library() -> None:
 import sys
 from wan_worker.catalog import models
 from wan_worker.machine import hardware
-from wan_worker.planning import plan
+from wan_worker.planning import deployment, plan
 from wan_worker.request import parse, schema
 asked = parse.request({"input": {"mode": "video", "prompt": "x"}}, schema.load())
 here = {"wan2.1-t2v-1.3b": models.Installed({"a": 1}, True)}
-plan.make(asked, hardware.detect(), here)
+plan.make(asked, deployment.Deployment(hardware.detect(), here))
 print([n for n in ("torch", "diffusers", "transformers", "boto3") if n in sys.modules])
 """
     assert run_python(code).strip() == "[]"

@@ -12,6 +12,7 @@ from wan_worker.catalog.models import MODELS, Installed, Model
 from wan_worker.errors import WorkerError
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import plan
+from wan_worker.planning.deployment import Deployment
 from wan_worker.request import parse, schema
 
 
@@ -81,7 +82,7 @@ def chosen(fields: Mapping[str, Any], models: list[str]) -> str:
     }
     asked = parse.request({"input": {"prompt": "x", "num_inference_steps": 1} | fields}, contract())
     try:
-        return plan.make(asked, GPU, here).model.id
+        return plan.make(asked, Deployment(GPU, here)).model.id
     except WorkerError as refusal:
         return refusal.code.lower().replace("_", " ")
 
@@ -180,4 +181,4 @@ def make(models: list[str], **fields: Any) -> plan.Plan:
     }
     given = {"mode": "video", "prompt": "x"} | fields
     asked = parse.request({"input": {k: v for k, v in given.items() if v is not None}}, contract())
-    return plan.make(asked, GPU, here)
+    return plan.make(asked, Deployment(GPU, here))

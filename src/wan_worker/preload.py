@@ -17,6 +17,7 @@ from wan_worker.faults import classify
 from wan_worker.job import Worker
 from wan_worker.pipelines import offload
 from wan_worker.planning import plan
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.speedups import CompilePolicy
 from wan_worker.request.outputs import Output
 from wan_worker.request.parse import Request
@@ -53,14 +54,14 @@ def run(worker: Worker) -> None:
 def _load(worker: Worker, name: str) -> None:
     settings = worker.settings
     installed = store.installed(settings.models_dir, settings.volume_dir)
-    planned = plan.make(
-        _native(MODELS[name]),
+    deployment = Deployment(
         worker.hardware,
         installed,
         placement=settings.placement,
         weight_type=settings.weight_type,
         compiling=CompilePolicy("off"),  # compiling needs the shapes of a real job
     )
+    planned = plan.make(_native(MODELS[name]), deployment)
     pipeline = worker.pool.pipeline(planned, installed[name], lambda: None)
     offload.arrange(pipeline, planned)
 

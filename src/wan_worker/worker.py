@@ -30,6 +30,7 @@ from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import enhancer as enhancing
 from wan_worker.planning import memory, segments
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.speedups import CompilePolicy
 from wan_worker.prompts import enhance
@@ -129,8 +130,7 @@ def _plan(asked: Request, worker: Worker) -> Plan:
     settings = worker.settings
     try:
         here, machine = installed(worker), worker.tuning.known(hardware.refresh(worker.hardware))
-        plan = segments.make(
-            asked,
+        deployment = Deployment(
             machine,
             here,
             settings.default_model,
@@ -139,6 +139,7 @@ def _plan(asked: Request, worker: Worker) -> Plan:
             settings.weight_type,
             CompilePolicy(settings.compile, settings.compile_cache_dir is not None),
         )
+        plan = segments.make(asked, deployment)
         if not asked.enhance_prompt:
             return plan
         component, found = enhancer(worker)
@@ -244,16 +245,16 @@ def planner(worker: Worker) -> info.Planner:
     """What ``mode: info`` plans and estimates with."""
     settings, here = worker.settings, installed(worker)
     machine = worker.tuning.known(hardware.refresh(worker.hardware))
-    everything, beside = model_advice.complete(here), model_advice.complete_extras(extras(worker))
-
-    def plan_as_if_installed(asked: Request) -> Plan:
-        return segments.make(
-            asked, machine, everything, None, beside, settings.placement, settings.weight_type
-        )
-
+    complete = Deployment(
+        machine,
+        model_advice.complete(here),
+        extras=model_advice.complete_extras(extras(worker)),
+        placement=settings.placement,
+        weight_type=settings.weight_type,
+    )
     return info.Planner(
         replan=partial(planned, worker=worker),
-        plan_as_if_installed=plan_as_if_installed,
+        plan_as_if_installed=partial(segments.make, deployment=complete),
         estimate=partial(estimated, worker=worker, here=here),
         check=partial(check, worker=worker),
     )

@@ -14,6 +14,7 @@ from wan_worker.inputs.references import References
 from wan_worker.machine.hardware import Hardware
 from wan_worker.pipelines import generate, load
 from wan_worker.planning import plan
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.plan import Plan
 from wan_worker.prompts.embeddings import Embeddings
 from wan_worker.request import parse
@@ -42,7 +43,9 @@ class CountingLoad:
 def make_plan(worker: job.Worker, **changes: Any) -> Plan:
     """The plan of the quick request, changed, on the worker's own machine and models."""
     asked = parse.request({"id": "t", "input": QUICK | changes}, worker.contract)
-    return plan.make(asked, worker.hardware, store.installed(worker.settings.models_dir))
+    return plan.make(
+        asked, Deployment(worker.hardware, store.installed(worker.settings.models_dir))
+    )
 
 
 def build(worker: job.Worker, planned: Plan) -> Any:

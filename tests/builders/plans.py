@@ -6,6 +6,7 @@ from typing import Any
 from wan_worker.catalog.models import EXTRAS, MODELS, Installed
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import plan
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.plan import Plan
 from wan_worker.request import parse
 from wan_worker.request import schema as contract
@@ -54,7 +55,7 @@ def make(
     if "job_type" not in given:
         given.setdefault("mode", "video")
     asked = parse.request({"id": "job-1", "input": given}, CONTRACT)
-    return plan.make(asked, hardware, installed, default_model)
+    return plan.make(asked, Deployment(hardware, installed, default_model))
 
 
 def codes(made: Plan) -> list[str]:
@@ -75,7 +76,7 @@ HERE = {
 def cached(**changes: Any) -> Plan:
     """A plan with the step cache, where every model is installed on a large GPU."""
     given = {"mode": "video", "prompt": "x", "acceleration": "cached"} | changes
-    return plan.make(parse.request({"input": given}, CONTRACT), GPU, HERE)
+    return plan.make(parse.request({"input": given}, CONTRACT), Deployment(GPU, HERE))
 
 
 TURBO_EXTRAS = {name: Installed({name: 1}, False) for name in EXTRAS}
@@ -85,7 +86,9 @@ def turbo(extras: dict[str, Installed] | None = None, **changes: Any) -> Plan:
     """A plan with distilled weights, on the same GPU."""
     given = {"mode": "video", "prompt": "x", "acceleration": "turbo"} | changes
     asked = parse.request({"input": given}, CONTRACT)
-    return plan.make(asked, GPU, HERE, extras=TURBO_EXTRAS if extras is None else extras)
+    return plan.make(
+        asked, Deployment(GPU, HERE, extras=TURBO_EXTRAS if extras is None else extras)
+    )
 
 
 def with_solver(solver: str, flow_shift: float) -> Plan:
@@ -93,4 +96,4 @@ def with_solver(solver: str, flow_shift: float) -> Plan:
     given = {"mode": "video", "prompt": "x", "solver": solver, "flow_shift": flow_shift}
     asked = parse.request({"input": given}, CONTRACT)
     here = dict.fromkeys(MODELS, Installed({"a": 1}, True))
-    return plan.make(asked, Hardware("cpu", "CPU", 1024**3, None, "for a test"), here)
+    return plan.make(asked, Deployment(Hardware("cpu", "CPU", 1024**3, None, "for a test"), here))

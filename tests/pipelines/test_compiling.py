@@ -28,6 +28,7 @@ from wan_worker.pipelines import compiling, generate
 from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import plan
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.memory import Layout
 from wan_worker.planning.out_of_memory import lower_layout
 from wan_worker.planning.plan import Plan
@@ -85,7 +86,7 @@ H200 = replace(gpu(140), name="NVIDIA H200")
 
 def plan_for(fields: dict[str, Any], machine: Hardware, compiling: CompilePolicy = AUTO) -> Plan:
     job = {"input": {"prompt": "a cat"} | fields}
-    return plan.make(parse.request(job, CONTRACT), machine, BOTH, compiling=compiling)
+    return plan.make(parse.request(job, CONTRACT), Deployment(machine, BOTH, compiling=compiling))
 
 
 def said(answer: Answer) -> list[str]:

@@ -23,6 +23,7 @@ from wan_worker.catalog.models import MODELS, Model
 from wan_worker.inputs.references import References
 from wan_worker.pipelines.conditioning import known_frames, noised
 from wan_worker.planning import plan
+from wan_worker.planning.deployment import Deployment
 from wan_worker.request import parse
 from wan_worker.settings import Settings
 from wan_worker.timing.progress import Control
@@ -293,7 +294,7 @@ def test_a_batch_of_images_from_one_picture_has_a_noise_of_its_own_for_each(
     fields |= {"mode": "image", "image_url": square(26), "num_outputs": 2, "strength": 0.5}
     asked = parse.request({"input": fields | {"size": "96x64"}}, every_worker.contract)
     here = store.installed(every_worker.settings.models_dir)
-    planned = plan.make(asked, every_worker.hardware, here)
+    planned = plan.make(asked, Deployment(every_worker.hardware, here))
     pipeline = every_worker.pool.pipeline(planned, here[planned.model.id], lambda: None)
     red = Image.fromarray(drawn((220, 30, 30), 26))
 

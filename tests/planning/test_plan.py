@@ -26,6 +26,7 @@ from wan_worker.catalog.models import MAX_WORK, MODELS, NEGATIVE_PROMPT
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported, WorkerError
 from wan_worker.planning import memory, model_choice, plan
 from wan_worker.planning.activations import JobSize
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.memory import Layout
 from wan_worker.planning.plan import fit_to_image
 from wan_worker.request import parse
@@ -503,10 +504,12 @@ def test_a_larger_job_takes_another_layout() -> None:
 
 def test_the_requests_precision_wins_over_the_operators() -> None:
     asked = parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
-    auto = plan.make(asked, gpu(80), BOTH, weight_type="fp8")
+    auto = plan.make(asked, Deployment(gpu(80), BOTH, weight_type="fp8"))
     assert auto.layout.weight_type == "fp8"
     assert "WEIGHTS_QUANTIZED" in codes(auto)
-    named = plan.make(replace(asked, precision="bf16"), gpu(80), BOTH, weight_type="fp8")
+    named = plan.make(
+        replace(asked, precision="bf16"), Deployment(gpu(80), BOTH, weight_type="fp8")
+    )
     assert named.layout.weight_type == "bf16"
     assert codes(named) == []
 
@@ -525,7 +528,7 @@ def test_narrow_weights_come_with_their_reason_and_a_warning(kind: str) -> None:
     assert codes(made) == ["WEIGHTS_QUANTIZED"]
     assert kind in made.notices[0].message
     asked = parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
-    set_for_all = plan.make(asked, gpu(80), BOTH, weight_type=made.layout.weight_type)
+    set_for_all = plan.make(asked, Deployment(gpu(80), BOTH, weight_type=made.layout.weight_type))
     assert f"precision: {kind}, as WEIGHT_TYPE sets it for this worker" in set_for_all.reasons
 
 
@@ -540,7 +543,7 @@ def test_the_weights_that_a_plan_speaks_of_are_those_that_are_taken() -> None:
 
 def test_the_operators_placement_is_taken() -> None:
     asked = parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT)
-    assert plan.make(asked, gpu(80), BOTH, placement="group").placement == "group"
+    assert plan.make(asked, Deployment(gpu(80), BOTH, placement="group")).placement == "group"
 
 
 def test_a_batch_is_as_large_as_its_activations_allow() -> None:

@@ -13,6 +13,7 @@ from wan_worker.catalog.models import MODELS, Installed
 from wan_worker.errors import InvalidRequest, ModelUnavailable, Unsupported
 from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import segments
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.plan import Plan
 from wan_worker.request import parse
 from wan_worker.request.outputs import LARGEST_SEED
@@ -38,7 +39,7 @@ def make(
 ) -> Plan:
     given_fields = {"mode": "video", "prompt": "a cat", "seed": 7, "size": "832x480"} | fields
     asked = parse.request({"id": "job-1", "input": given_fields}, CONTRACT)
-    return segments.make(asked, hardware, store(*(model_ids or (T2V, I2V))))
+    return segments.make(asked, Deployment(hardware, store(*(model_ids or (T2V, I2V)))))
 
 
 def shape(made: Plan) -> list[tuple[str, int]]:
@@ -141,7 +142,9 @@ def test_the_images_shape_holds_for_every_segment() -> None:
     made = make(num_frames=161, image_url=URL, size="512x512")
     assert {segment.size for segment in made.segments} == {(512, 512)}
     asked = {"mode": "video", "prompt": "x", "image_url": URL, "num_frames": 161}
-    open_size = segments.make(parse.request({"input": asked}, CONTRACT), CPU, store(T2V, I2V))
+    open_size = segments.make(
+        parse.request({"input": asked}, CONTRACT), Deployment(CPU, store(T2V, I2V))
+    )
     assert open_size.size is None
     assert len(open_size.segments) == 2
 

@@ -8,6 +8,7 @@ from wan_worker.catalog.models import MODELS, Model
 from wan_worker.errors import InvalidRequest
 from wan_worker.pipelines.schedulers import scheduler
 from wan_worker.planning import plan, step_cache
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.plan import Plan
 from wan_worker.planning.solvers import SOLVERS
 from wan_worker.request import parse
@@ -144,7 +145,7 @@ def test_image_to_image_reuses_within_the_steps_that_it_takes() -> None:
 
 def test_exact_is_the_default_and_reuses_nothing() -> None:
     made = plan.make(
-        parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT), GPU, HERE
+        parse.request({"input": {"mode": "video", "prompt": "x"}}, CONTRACT), Deployment(GPU, HERE)
     )
     assert (made.acceleration, made.reused, made.reused_steps) == ("exact", (), 0)
     assert made.public()["acceleration"] == {
@@ -196,7 +197,7 @@ def test_auto_takes_a_model_that_has_published_ratios() -> None:
     here = {name: HERE[name] for name in ("wan2.1-i2v-14b-480p", "wan2.1-vace-1.3b")}
     given = {"mode": "video", "prompt": "x", "image_url": URL, "acceleration": "cached"}
     asked = parse.request({"input": given}, CONTRACT)
-    assert plan.make(asked, GPU, here).model.id == "wan2.1-i2v-14b-480p"
+    assert plan.make(asked, Deployment(GPU, here)).model.id == "wan2.1-i2v-14b-480p"
 
 
 def test_kept_residuals_are_in_the_memory_estimate() -> None:

@@ -16,6 +16,7 @@ from wan_worker.machine.hardware import Hardware
 from wan_worker.machine.peak_flops import peak_of
 from wan_worker.planning import flops, segments
 from wan_worker.planning.activations import Shape, shape_of
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.plan import Plan
 from wan_worker.request import parse, schema
 from wan_worker.timing import work
@@ -112,7 +113,7 @@ def test_the_toy_shape_and_the_decoders_are_what_they_stand_for() -> None:
 
 def planned(**fields: Any) -> Plan:
     asked = parse.request({"input": {"mode": "video", "prompt": "x"} | fields}, schema.load())
-    return segments.make(asked, MACHINE, INSTALLED)
+    return segments.make(asked, Deployment(MACHINE, INSTALLED))
 
 
 def stages(plan: Plan, done: AlreadyDone = NOTHING_YET) -> tuple[StageWork, ...]:

@@ -18,9 +18,7 @@ Not covered: how long a job will take (timing), videos longer than one clip (seg
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from wan_worker.catalog.components import UPSCALER
@@ -30,15 +28,16 @@ from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import acceleration, activations, memory, speedups
 from wan_worker.planning.activations import JobSize
 from wan_worker.planning.defaults import resolve
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.memory import Layout
 from wan_worker.planning.model_choice import choose, install_hint
-from wan_worker.planning.speedups import AUTO, STOCK, CompilePolicy, Speedups
+from wan_worker.planning.speedups import STOCK, Speedups
 from wan_worker.request import formats
 from wan_worker.request.formats import Mode
 from wan_worker.request.loras import PlannedLora
 from wan_worker.request.outputs import Output
 from wan_worker.request.parse import Acceleration, Notice, Request
-from wan_worker.settings import Placement, WeightType
+from wan_worker.settings import Placement
 
 BATCH_TOKENS: Final = 32_760
 """Tokens in one denoising call: those of one 832x480 clip of 81 frames. That many keep an H100 busy
@@ -189,40 +188,24 @@ class Plan:
         }
 
 
-def make(
-    request: Request,
-    hardware: Hardware,
-    installed: Mapping[str, Installed],
-    default_model: str | None = None,
-    extras: Mapping[str, Installed] = MappingProxyType({}),
-    placement: Placement | None = None,
-    weight_type: WeightType | None = None,
-    compiling: CompilePolicy = AUTO,
-) -> Plan:
+def make(request: Request, deployment: Deployment) -> Plan:
     """Decide everything that can be decided before the first byte is fetched.
-
-    Args:
-        installed: by model id.
-        extras: components beside the models, by name.
-        placement: the operator's; None leaves it to the plan.
-        weight_type: the operator's, for requests that ask for none.
-        compiling: the operator's.
 
     Raises:
         InvalidRequest: the request and the model that it names contradict each other.
         Unsupported: no model, or not this GPU, can do it.
         ModelUnavailable: a model that could is known but not installed.
     """
-    model, why = choose(
-        request, acceleration.with_turbo_weights(request, installed, extras), default_model
-    )
+    hardware, extras = deployment.hardware, deployment.extras
+    able = acceleration.with_turbo_weights(request, deployment.installed, extras)
+    model, why = choose(request, able, deployment.default_model)
     reasons = [why]
     notices = list(request.notices)
     if request.acceleration == "turbo":
         request, why, minded = acceleration.turbo_settings(request, model, extras)
         reasons.append(why)
         notices += minded
-    here = installed[model.id]
+    here = deployment.installed[model.id]
 
     resolved = resolve(request, model, tiny=here.tiny)
     reasons += resolved.reasons
@@ -282,11 +265,11 @@ def make(
             f"{MAX_WORK:.3g} pixel-steps; lower one of them",
             field=request.pointer("num_inference_steps"),
         )
-    kind = request.precision or weight_type or "bf16"
+    kind = request.precision or deployment.weight_type or "bf16"
     if kind != "bf16":
         why = "as asked" if request.precision else "as WEIGHT_TYPE sets it for this worker"
         plan = replace(plan, reasons=(*plan.reasons, f"precision: {kind}, {why}"))
-    layout = memory.place(model, here, job_size(plan, area), hardware, placement, kind)
+    layout = memory.place(model, here, job_size(plan, area), hardware, deployment.placement, kind)
     plan = replace(
         plan,
         layout=layout,
@@ -299,7 +282,7 @@ def make(
     job = job_size(plan, area, plan.batch_size)
     calls = math.ceil(len(plan.outputs) / plan.batch_size)
     steps = calls * (plan.steps_taken - plan.reused_steps)
-    found, said = speedups.choose(model, here, job, layout, hardware, steps, compiling)
+    found, said = speedups.choose(model, here, job, layout, hardware, steps, deployment.compiling)
     plan = replace(plan, speedups=found, reasons=(*plan.reasons, *said))
     return _explain_grid(plan) if plan.size is not None else plan
 

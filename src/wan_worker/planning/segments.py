@@ -10,23 +10,21 @@ Not covered: making the frames (pipelines.long_video).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from types import MappingProxyType
+from functools import partial
 from typing import Final
 
-from wan_worker.catalog.models import MODELS, Installed, Model
+from wan_worker.catalog.models import MODELS, Model
 from wan_worker.errors import InvalidRequest, ModelUnavailable, WorkerError
-from wan_worker.machine.hardware import Hardware
 from wan_worker.planning import plan
 from wan_worker.planning.activations import shape_of
+from wan_worker.planning.deployment import Deployment
 from wan_worker.planning.memory import gb, loaded_bytes, stay_together
 from wan_worker.planning.model_choice import accelerates
 from wan_worker.planning.plan import Plan
-from wan_worker.planning.speedups import AUTO, CompilePolicy
 from wan_worker.request.outputs import LARGEST_SEED, Output
 from wan_worker.request.parse import Notice, Request
-from wan_worker.settings import Placement, WeightType
 
 MAX_SEGMENTS: Final = 8
 """Each segment starts from pixels that a model drew, so faults add up; 40 s at 16 fps."""
@@ -35,28 +33,15 @@ LAST_FRAME: Final = "the last frame of the segment before"
 """Stands for the picture in the request of a further segment."""
 
 
-def make(
-    request: Request,
-    hardware: Hardware,
-    installed: Mapping[str, Installed],
-    default_model: str | None = None,
-    extras: Mapping[str, Installed] = MappingProxyType({}),
-    placement: Placement | None = None,
-    weight_type: WeightType | None = None,
-    compiling: CompilePolicy = AUTO,
-) -> Plan:
-    """The plan of a job: one clip, or a chain of clips. The arguments are as in ``plan.make``.
+def make(request: Request, deployment: Deployment) -> Plan:
+    """The plan of a job: one clip, or a chain of clips. Raises as ``plan.make`` does, and more.
 
     Raises:
         InvalidRequest: the video is longer than a chain may be.
         ModelUnavailable: it is longer than one clip may be, and no installed model can go on.
     """
 
-    def plan_clip(asked: Request) -> Plan:
-        return plan.make(
-            asked, hardware, installed, default_model, extras, placement, weight_type, compiling
-        )
-
+    plan_clip = partial(plan.make, deployment=deployment)
     if request.mode == "image" or (request.num_frames is None and request.duration is None):
         return plan_clip(request)
     start = plan_clip(replace(request, num_frames=1, duration=None, notices=()))
@@ -80,7 +65,7 @@ def make(
                 f"{longest / start.fps:.1f} s at {start.fps} fps",
                 field=_pointer(request),
             )
-        return _joined(frames, start, segments, hardware, installed)
+        return _joined(frames, start, segments, deployment)
     return _one_pass(
         request, start, frames, plan_clip(request) if frames <= model.max_frames else None
     )
@@ -149,13 +134,7 @@ def _requests(
         yield asked
 
 
-def _joined(
-    frames: int,
-    start: Plan,
-    segments: tuple[Plan, ...],
-    hardware: Hardware,
-    installed: Mapping[str, Installed],
-) -> Plan:
+def _joined(frames: int, start: Plan, segments: tuple[Plan, ...], deployment: Deployment) -> Plan:
     first, second = segments[0], segments[1]
     count, model, following = len(segments), first.model, second.model
     lengths = [first.num_frames, *(segment.num_frames - 1 for segment in segments[1:])]
@@ -177,7 +156,7 @@ def _joined(
             for reason in second.reasons
             if reason not in first.reasons and not reason.startswith(not_repeated)
         ]
-        reasons.append(_memory_reason(first, second, hardware, installed))
+        reasons.append(_memory_reason(first, second, deployment))
     notice = Notice(
         "CHAINED",
         f"{model.id} was trained on {model.native_frames} frames: the video is made in {count} "
@@ -194,9 +173,8 @@ def _joined(
     )
 
 
-def _memory_reason(
-    first: Plan, second: Plan, hardware: Hardware, installed: Mapping[str, Installed]
-) -> str:
+def _memory_reason(first: Plan, second: Plan, deployment: Deployment) -> str:
+    hardware, installed = deployment.hardware, deployment.installed
     first_bytes, second_bytes = (
         loaded_bytes(installed[segment.model.id], hardware) for segment in (first, second)
     )
