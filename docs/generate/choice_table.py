@@ -92,7 +92,7 @@ def table() -> str:
     lines = [
         "# What `auto` takes",
         "",
-        "Written by `PYTHONPATH=src python -m tests.test_choose`; a test compares it.",
+        "Written by `make docs`; `make check` compares it.",
         "Columns are what is installed:",
         "",
         *(f"- {name}: {', '.join(models)}" for name, models in STORES.items()),

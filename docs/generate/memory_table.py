@@ -71,7 +71,7 @@ def golden() -> str:
         "Estimated peak in GB (10^9 bytes) of the layout that is chosen for a card whose memory is "
         "all free, in a machine with 128 GiB; – where the job is refused. A card is named by what "
         "it is sold with, which counts 2^30; what it has in 10^9 bytes stands beside. Written by "
-        "`PYTHONPATH=src python -m tests.planning.test_memory`. Not yet measured on a GPU.\n\n"
+        "`make docs`. Not yet measured on a GPU.\n\n"
         f"## bf16 (as Wan ships them; what a plan takes by itself)\n\n{table()}\n\n"
         f"## fp8 and int8 (only where they are asked for)\n\n{table('int8')}\n"
     )
