@@ -125,4 +125,5 @@ def test_the_planned_bytes_are_those_of_the_narrow_class(
     assert stored_bytes(made) == component.stored_bytes
     quantize.narrow(made, kind)
     counted = stored_bytes(made)
-    assert counted <= planned["transformer"] <= 1.02 * counted
+    # And what reads a picture, which is planned for every model.
+    assert counted <= planned["transformer"] <= 1.02 * counted + 4e6
