@@ -88,7 +88,8 @@ def test_toy_figures_never_land_beside_measured_ones() -> None:
 
 
 def test_the_polling_benchmark_watches_a_real_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polling, "JOB", polling.JOB | {"num_inference_steps": 20})
+    small = {"size": "64x48", "num_frames": 5, "num_inference_steps": 40}
+    monkeypatch.setattr(polling, "JOB", polling.JOB | small)
     report = polling.measure(1)
     assert report["watched_to_alone"] > 0
     assert report["replies_per_second"] > 0

@@ -27,3 +27,9 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def output_of(result: dict[str, Any]) -> Answer:
+    assert "error" not in result, result
+    output: Answer = result["output"]
+    return output

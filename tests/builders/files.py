@@ -1,5 +1,6 @@
 """Read delivered files: PyAV, and Pillow for a GIF, share nothing with the code that wrote them."""
 
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,9 @@ def path_of(url: str) -> Path:
     parts = urlsplit(url)
     assert parts.scheme == "file"
     return Path(unquote(parts.path))
+
+
+def download(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        data: bytes = response.read()
+        return data

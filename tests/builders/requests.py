@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from training.measure import Measured
 
 from tests.builders.files import path_of, read
-from tests.conftest import Answer
+from tests.conftest import QUICK, Answer
 
 Serve = Callable[..., Answer]
 
@@ -38,3 +38,10 @@ def said(found: Measured) -> tuple[str | None, ...]:
 T2V = {"model": "wan2.1-t2v-1.3b"}
 CYAN = {"source": "cyan"}
 ENHANCED = {"enhance_prompt": True, "prompt": "a blue square"}
+LONG = QUICK | {"num_inference_steps": 100, "num_frames": 81, "size": "128x96"}
+"""A request that takes several seconds."""
+SLOW = QUICK | {"size": "416x240", "num_frames": 9, "num_inference_steps": 100}
+"""Denoises for tens of seconds: long enough to be stopped in the middle."""
+
+MANY_STEPS = QUICK | {"num_inference_steps": 100}
+"""Denoises for two seconds, in steps that are cheap: for a job that is made to its end."""

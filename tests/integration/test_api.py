@@ -11,13 +11,11 @@ import psutil
 import pytest
 
 from tests.builders.pictures import picture
+from tests.builders.requests import LONG
 from tests.conftest import QUICK
 from tests.integration.http_api import GENERATION, HttpApi
 from tests.integration.s3 import S3Server
 from wan_worker.queue.ledger import FILE, Ledger
-
-LONG = QUICK | {"num_inference_steps": 100, "num_frames": 81, "size": "128x96"}
-"""A request that takes several seconds."""
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.builders.requests import LONG
 from tests.conftest import QUICK
 from tests.integration.http_api import COMMAND, HttpApi
-from tests.integration.test_api import LONG
 from tests.integration.worker import REPOSITORY, free_port
 from wan_worker.queue.ledger import FILE, Ledger
 

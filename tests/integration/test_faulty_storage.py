@@ -12,23 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.uploads import OUTPUT, PART_BYTES, artifact, unfinished, visible
 from tests.conftest import QUICK, Answer, error_of
 from tests.integration.faulty import Asked, Deaf, Fault, FaultyProxy, Refuse, Reset
 from tests.integration.s3 import S3Server
-from tests.integration.test_storage import artifact
 from wan_worker import job as jobs
 from wan_worker.delivery import s3 as buckets
 from wan_worker.delivery import storage
 from wan_worker.errors import Canceled, StorageFailed
-from wan_worker.request.outputs import Output
 from wan_worker.settings import Bucket, Secret
 from wan_worker.timing.progress import Control
 
-OUTPUT = Output("a cat", 1)
 TRIES = 6
 """For each request: the first and five more."""
-PART_BYTES = 5 * 1024**2
-"""S3's own smallest, so that a test need not send much."""
 
 SLOW_DOWN = Refuse(503, "SlowDown")
 
@@ -61,22 +57,6 @@ def here(worker: jobs.Worker, bucket: Bucket) -> jobs.Worker:
 
 def serve(here: jobs.Worker, job_id: str) -> Answer:
     return jobs.run({"id": job_id, "input": QUICK}, here, Control())
-
-
-def visible(s3: S3Server, job_id: str) -> list[str]:
-    """Names of the job's objects, asked of the server itself."""
-    listed = s3.client().list_objects_v2(Bucket=s3.bucket, Prefix=f"{job_id}/")
-    return [item["Key"].removeprefix(f"{job_id}/") for item in listed.get("Contents", [])]
-
-
-def unfinished(s3: S3Server) -> list[str]:
-    """Keys of the uploads in parts that were begun and neither finished nor aborted."""
-    client = s3.client()
-    try:
-        listed = client.list_multipart_uploads(Bucket=s3.bucket)
-    except client.exceptions.NoSuchUpload:  # as rclone says before the first one
-        return []
-    return [item["Key"] for item in listed.get("Uploads", [])]
 
 
 def times(

@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
+from tests.builders.answers import output_of
+from tests.builders.files import download
 from tests.builders.pictures import picture
+from tests.builders.requests import MANY_STEPS, SLOW
+from tests.builders.uploads import PART_BYTES, unfinished, visible
 from tests.conftest import QUICK
 from tests.integration.conftest import Production
 from tests.integration.faulty import Asked, FaultyProxy
 from tests.integration.platform import Platform
 from tests.integration.s3 import S3Server
-from tests.integration.test_faulty_storage import PART_BYTES, unfinished, visible
-from tests.integration.test_production import MANY_STEPS, SLOW, download, output_of
 from tests.integration.worker import REPOSITORY, Worker
 
 DECODES = SLOW | {"num_frames": 17, "num_inference_steps": 1}
@@ -224,8 +226,7 @@ def test_a_worker_killed_in_an_upload_leaves_nothing_to_see_and_its_successor_sw
 UPLOAD_IN_PARTS = """
 import sys
 from pathlib import Path
-from tests.integration.test_faulty_storage import OUTPUT, PART_BYTES
-from tests.integration.test_storage import artifact
+from tests.builders.uploads import OUTPUT, PART_BYTES, artifact
 from wan_worker.delivery import s3 as buckets
 from wan_worker.delivery import storage
 from wan_worker.timing.progress import Control

@@ -5,7 +5,6 @@ import http.server
 import json
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,30 +13,14 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.builders.files import read
+from tests.builders.answers import output_of
+from tests.builders.files import download, read
 from tests.builders.pictures import picture
+from tests.builders.requests import MANY_STEPS, SLOW
 from tests.conftest import QUICK, Answer
 from tests.integration.conftest import Production
 from tests.integration.platform import Platform
 from tests.integration.worker import Worker
-
-SLOW = QUICK | {"size": "416x240", "num_frames": 9, "num_inference_steps": 100}
-"""Denoises for tens of seconds: long enough to be stopped in the middle."""
-
-MANY_STEPS = QUICK | {"num_inference_steps": 100}
-"""Denoises for two seconds, in steps that are cheap: for a job that is made to its end."""
-
-
-def output_of(result: dict[str, Any]) -> Answer:
-    assert "error" not in result, result
-    output: Answer = result["output"]
-    return output
-
-
-def download(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:
-        data: bytes = response.read()
-        return data
 
 
 def test_five_mixed_jobs_in_a_row(

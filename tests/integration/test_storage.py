@@ -7,24 +7,16 @@ from typing import Any
 
 import pytest
 
+from tests.builders.uploads import OUTPUT, artifact
 from tests.integration.s3 import S3Server
 from wan_worker.delivery import s3 as buckets
 from wan_worker.delivery import storage
 from wan_worker.errors import Canceled, StorageFailed
 from wan_worker.inputs.dialing import Policy
-from wan_worker.media.artifact import Artifact
-from wan_worker.request.outputs import Output
 from wan_worker.settings import Bucket, Secret
 from wan_worker.timing.progress import Control
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
-
-OUTPUT = Output("a cat", 1)
-
-
-def artifact(path: Path, size: int) -> Artifact:
-    path.write_bytes(b"v" * size)
-    return Artifact(path, "video/mp4", "mp4", size, "0" * 64, 64, 48, 5, 16, 5 / 16)
 
 
 @pytest.fixture

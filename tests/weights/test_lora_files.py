@@ -98,7 +98,8 @@ def server() -> Iterator[Server]:
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.port = listening.server_address[1]
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    served = {"poll_interval": 0.02}  # what its end waits for
+    thread = threading.Thread(target=listening.serve_forever, kwargs=served, daemon=True)
     thread.start()
     yield made
     listening.shutdown()
