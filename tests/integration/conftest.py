@@ -26,12 +26,6 @@ class Production:
         return self.platform.wait(job_id, timeout)
 
 
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The S3 SDK's pauses between its tries are taken out; their number is not."""
-    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
-
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with S3Server(tmp_path_factory.mktemp("s3")) as server:

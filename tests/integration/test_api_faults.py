@@ -232,7 +232,7 @@ import sys
 from wan_worker import api
 from wan_worker.queue import dispatch
 async def keep(self): raise RuntimeError("a mistake")
-dispatch.Dispatcher._keep = keep
+dispatch.Dispatcher._keep_engine = keep
 sys.exit(api.main())
 """
     done = subprocess.run(

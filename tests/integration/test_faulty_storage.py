@@ -29,7 +29,7 @@ TRIES = 6
 SLOW_DOWN = Refuse(503, "SlowDown")
 
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
+pytestmark = pytest.mark.usefixtures("no_retry_pauses")
 
 
 @pytest.fixture(scope="module")

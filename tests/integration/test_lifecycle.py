@@ -235,7 +235,7 @@ url, key, secret, name, folder = sys.argv[1:]
 buckets.PART_BYTES = PART_BYTES
 bucket = Bucket(url, Secret(key), Secret(secret), name)
 large = artifact(Path(folder) / "large.mp4", PART_BYTES * 3)
-storage.put(large, 0, OUTPUT, "killed-parts", s3.S3(bucket, 60), Control())
+storage.put(large, 0, OUTPUT, "killed-parts", buckets.S3(bucket, 60), Control())
 """
 
 

@@ -16,7 +16,7 @@ from wan_worker.inputs.dialing import Policy
 from wan_worker.settings import Bucket, Secret
 from wan_worker.timing.progress import Control
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
+pytestmark = pytest.mark.usefixtures("no_retry_pauses")
 
 
 @pytest.fixture
