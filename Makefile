@@ -28,9 +28,10 @@ help:
 demo: $(BIN)/.ready models/.tiny
 	$(BIN)/python demo.py
 
-# By files, which share what their fixtures make; at most four processes, for their memory.
+# By files, which share what their fixtures make. Four processes, also on two cores: many tests wait
+# for a server that they started. More would need more memory than a small runner has.
 test: $(BIN)/.ready
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 serve: $(BIN)/.ready models/.tiny
 	$(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)
