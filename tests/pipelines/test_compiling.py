@@ -24,7 +24,7 @@ from wan_worker import job as jobs
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References
 from wan_worker.machine.hardware import Hardware
-from wan_worker.pipelines import compiling, generate
+from wan_worker.pipelines import compiling, generate, text_cache
 from wan_worker.pipelines.compiling import Compiler
 from wan_worker.pipelines.pool import Pool
 from wan_worker.planning import plan
@@ -110,7 +110,7 @@ def test_every_models_blocks_are_one_graph_and_the_latents_are_the_same(
     every_worker: jobs.Worker, model: str, changes: dict[str, Any], graphs: int
 ) -> None:
     planned = planned_for(every_worker, model=model, **changes)
-    assert not planned.caches_text
+    assert not text_cache.pays(planned)
     made = latents(every_worker, planned)
     assert 1 <= counters["stats"]["unique_graphs"] <= graphs
     eager = denoise(every_worker, replace(planned, speedups=Speedups()))
@@ -223,7 +223,7 @@ def test_one_that_fails_midway_begins_anew(
     pipeline.transformer._forward_pre_hooks.clear()
     assert compiler.problem == "it failed (FailOnRecompileLimitHit)"
     remembered = replace(planned, speedups=Speedups())
-    assert remembered.caches_text
+    assert text_cache.pays(remembered)
     assert torch.allclose(made, eager, atol=1e-5)
     assert len(calls) == 5 + 8
 
@@ -306,7 +306,7 @@ def test_it_is_done_where_it_pays(
     planned = plan_for(LONG | changes, H200, how)
     assert planned.speedups.compiled is expected
     assert any(reason.startswith("compile: the") for reason in planned.reasons) is expected
-    assert planned.caches_text is (not expected and "mode" in changes)
+    assert text_cache.pays(planned) is (not expected and "mode" in changes)
 
 
 def test_a_plan_that_compiles_says_what_for() -> None:

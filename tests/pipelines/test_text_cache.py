@@ -13,7 +13,7 @@ from tests.builders.plans import cached
 from wan_worker import job as jobs
 from wan_worker.errors import Canceled
 from wan_worker.inputs.references import References
-from wan_worker.pipelines import generate, lora
+from wan_worker.pipelines import generate, lora, text_cache
 from wan_worker.planning import activations
 from wan_worker.planning.plan import Plan
 from wan_worker.prompts.embeddings import Embeddings
@@ -31,11 +31,11 @@ def both_ways(
     worker: jobs.Worker, planned: Plan, monkeypatch: pytest.MonkeyPatch, pipeline: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents with remembering, and as diffusers computes them."""
-    assert planned.caches_text
+    assert text_cache.pays(planned)
     ours = denoise(worker, planned, pipeline)
     with monkeypatch.context() as patch:
         patch.setattr(activations, "TEXT_CACHE_TOKENS", EACH_STEP)
-        assert not planned.caches_text
+        assert not text_cache.pays(planned)
         return ours, denoise(worker, planned, pipeline)
 
 
@@ -150,7 +150,7 @@ def test_another_prompt_in_the_same_pipeline_is_computed_anew(worker: jobs.Worke
 )
 def test_it_is_done_where_it_pays_and_said(changes: dict[str, Any], remembers: bool) -> None:
     made = cached(acceleration="exact", model="wan2.1-t2v-14b", **changes)
-    assert made.caches_text is remembers
+    assert text_cache.pays(made) is remembers
     assert any("depends on it alone is computed once" in r for r in made.reasons) is remembers
 
 

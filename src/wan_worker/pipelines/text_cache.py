@@ -5,7 +5,7 @@ cross-attention for 512 tokens, at every step and for both branches of guidance.
 the results are kept for each branch and returned again. They are the same tensors, so that the
 picture is the same to the bit.
 
-The plan uses it where it pays, because the kept tensors take memory. It saves a thousandth of a
+It is used where it pays, because the kept tensors take memory. It saves a thousandth of a
 long clip's work, five percent of an image's, and most of a toy model's.
 
 Promises: when the block ends, even by an error, every module has its earlier forward again.
@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from wan_worker.planning.plan import Plan
+from wan_worker.planning import activations
+from wan_worker.planning.plan import Plan, job_size
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
     Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
+def pays(plan: Plan) -> bool:
+    """Does the plan's job use the cache? Compiled blocks do without it."""
+    return not plan.speedups.compiled and activations.caches_text(plan.model, job_size(plan))
+
+
 @contextmanager
 def applied(pipeline: Any, plan: Plan) -> Iterator[None]:
-    """Use the text cache for one call of the pipeline, if the plan says so."""
+    """Use the text cache for one call of the pipeline, where it pays."""
     with ExitStack() as stack:
-        for role in ("transformer", "transformer_2") if plan.caches_text else ():
+        for role in ("transformer", "transformer_2") if pays(plan) else ():
             expert = getattr(pipeline, role, None)
             if expert is not None:
                 _cache_text(expert, stack)

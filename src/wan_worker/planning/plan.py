@@ -140,11 +140,6 @@ class Plan:
         return max(1, round(self.num_inference_steps * self.strength))
 
     @property
-    def caches_text(self) -> bool:
-        """Is what the transformers make of the prompt alone kept from step to step?"""
-        return not self.speedups.compiled and activations.caches_text(self.model, job_size(self))
-
-    @property
     def turbo(self) -> tuple[str, ...]:
         """Distilled weights that go onto the transformers, by component name; few steps are enough
         with them."""
