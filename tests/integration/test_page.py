@@ -469,7 +469,7 @@ def test_a_model_is_downloaded_cancelled_resumed_and_verified_from_the_page(
         HttpApi(tmp_path, tmp_path / "models", env={"HF_ENDPOINT": hub.endpoint}) as server,
     ):
         server.wait_ready()
-        hub.faults.append(Fault("transformer/", stall=True))
+        hub.faults.append(Fault("transformer/diffusion_pytorch_model-00003", stall=True))
         page = open_page(server, expected=(409,))
         expect(page.locator("#alerts")).to_contain_text("No model is installed")
         page.click("#alerts >> text=Go to the models")
