@@ -3,7 +3,7 @@
     python benchmarks/cached.py [--count 40] [--json benchmarks/cached.json]
 
 Captions that the model was not trained on are made with the same seeds, exact and cached. Counted
-is how often the delivered frames show what the caption says (wan_worker.measure), how near they are
+is how often the delivered frames show what the caption says (training.measure), how near they are
 to the exact ones (PSNR over all frames, and over those of another seed, for comparison), and the
 share of transformer blocks that ran. The ratios that decide were published for the full-size 1.3B;
 the tiny model stands in for it, so these are figures of the tiny model.

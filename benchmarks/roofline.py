@@ -3,7 +3,7 @@
     python benchmarks/roofline.py [--json benchmarks/roofline.json]
 
 A transformer's forward is counted by the formula that the worker estimates with
-(wan_worker.timing.work), the decoder by torch's counter on the real class at full size under
+(wan_worker.planning.flops), the decoder by torch's counter on the real class at full size under
 FakeTensorMode; peaks are the makers' (wan_worker.machine.peak_flops).
 """
 

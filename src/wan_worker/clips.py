@@ -193,7 +193,7 @@ def _distilled(planned: Plan, context: ClipContext) -> tuple[LoraFile, ...]:
 
 
 def _with_loras(planned: Plan, files: tuple[LoraFile, ...], fits: tuple[lora.Fit, ...]) -> Plan:
-    """The plan with what is known of its LoRAs now that they are on the model."""
+    """The plan with the hash, matched tensors and notices of each LoRA on the model."""
     asked_for = fits[len(fits) - len(files) :]  # those of the distilled weights come before them
     known = tuple(
         replace(asked, sha256=file.sha256, matched=fit.matched)

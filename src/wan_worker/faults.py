@@ -1,7 +1,7 @@
 """What does a library's exception mean? Memory, the GPU, the disk, or something unexpected.
 
 The names and words of the exception decide, so that torch need not be imported.
-Not covered: how the worker reacts (job, planning.out_of_memory).
+Not covered: how the worker reacts (job, clips, planning.out_of_memory).
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""What do all jobs share, and what plan and estimate does it make of a request?
+"""What do all jobs share? It also plans a request and estimates its time.
 
 One ``Worker`` is made when the process starts. What can change while it runs is asked again for
 each job: which weights are installed, and how much of the GPU others hold.
@@ -102,7 +102,7 @@ def planned(asked: Request, worker: Worker) -> tuple[Request, Plan]:
         the request with fewer of them.
 
     Raises:
-        WorkerError: as the planner refuses it; ModelCorrupt where weights were whole once.
+        WorkerError: the planner's refusal. ModelCorrupt: installed weights were damaged since.
     """
     try:
         return asked, _plan(asked, worker)
@@ -115,10 +115,10 @@ def planned(asked: Request, worker: Worker) -> tuple[Request, Plan]:
 def planned_without(
     field: str, asked: Request, problem: WorkerError, *, worker: Worker
 ) -> tuple[Request, Plan]:
-    """The same without the picture of one field, else without any picture.
+    """Plan the request without the picture of one field, else without any picture.
 
     Raises:
-        WorkerError: ``problem``, where neither can be planned: the picture is what to mend.
+        WorkerError: ``problem`` itself, where neither can be planned.
     """
     for fewer in fewer_pictures(asked, field, problem):
         with suppress(WorkerError):
@@ -261,11 +261,11 @@ def planner(worker: Worker) -> info.Planner:
 
 
 def check(asked: Request, worker: Worker) -> None:
-    """Refuse what its plan does not refuse and what needs no fetch.
+    """Check LoRAs, URLs and pictures without a fetch. Planning does not check them.
 
     Raises:
-        InvalidRequest, Unsupported: a LoRA is not here, or is none.
-        UrlBlocked: an address that may not be dialled, or a picture that is none.
+        InvalidRequest, Unsupported: a LoRA file is missing, or is not a LoRA.
+        UrlBlocked: an address that may not be dialled, or a value that can't be a picture.
     """
     deliver.destination(asked, worker.settings, worker.policy)
     lora_files.check(asked.loras, worker.settings, worker.policy)

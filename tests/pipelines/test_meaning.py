@@ -1,7 +1,7 @@
 """Does the picture show what was asked? Through the handler's own flow, on the trained tiny Wan.
 
 Shape, colour, background and motion are read back from the delivered file by plain arithmetic
-(wan_worker.measure). tests/README.md says which mistake each of these tests catches.
+(training.measure). tests/README.md says which mistake each of these tests catches.
 """
 
 from collections.abc import Callable

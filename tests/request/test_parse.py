@@ -1,4 +1,4 @@
-"""Promises of request: what is taken, what is refused, under which name, and never a value."""
+"""Promises of parse: what is taken, what is refused, under which name, and never a value."""
 
 import json
 import math

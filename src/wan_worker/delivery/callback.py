@@ -71,7 +71,7 @@ def body(
 
 
 def budget(error: WorkerError | None, seconds_left: float | None) -> float:
-    """Seconds for the callback of a job that ended so, with so much left until its deadline."""
+    """Seconds for the callback, from the job's error and the seconds left until its deadline."""
     if isinstance(error, Canceled | DeadlineExceeded):
         return LAST_BUDGET_SECONDS
     if seconds_left is None:

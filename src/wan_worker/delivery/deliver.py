@@ -3,8 +3,9 @@
 - The job completes: every file is put, then the manifest.
 - The job fails after some files were finished: they are delivered all the same. The manifest says
   ``status: failed``, with the error.
-- The bucket refuses: files and manifest are kept in OUTPUT_DIR. So they are where the job fails
-  and its files were meant for the response, which has no room for them beside an error.
+- The bucket refuses: files and manifest are kept in OUTPUT_DIR.
+- The job fails and its files were meant for the response: they are kept in OUTPUT_DIR too, since a
+  response with an error can't carry files.
 - The job is cancelled: nothing is kept, since nobody waits for it. Nothing is kept either of files
   that are too large for a response: the disk would fill with files that nobody can fetch.
 
@@ -101,7 +102,7 @@ def saved_on_failure(
     output_dir: Path,
     control: Control,
 ) -> Iterator[None]:
-    """Where the block fails: say at which output, and save the files in ``made``."""
+    """If the block fails: add the output's number to the error, and save the files in ``made``."""
     try:
         yield
     except (Exception, SystemExit) as problem:  # noqa: BLE001 (every one is raised again)

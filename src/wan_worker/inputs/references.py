@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FETCH_SECONDS: Final = 30.0
 
 PlanWithout = Callable[[str, Request, WorkerError], tuple[Request, Plan]]
-"""The request without the picture of a field, and its plan; raises the error where none will do."""
+"""Plans the request without the picture of a field; raises the error if that can't be planned."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,12 @@ def gather(
     """Fetch the request's pictures, and let them set the plan's size where it is open.
 
     Raises:
-        UrlBlocked, ImageRejected, FetchFailed: a picture can't be used, and must be.
+        UrlBlocked, ImageRejected, FetchFailed: a picture can't be used, and the request has no
+            fallback.
     """
     found: dict[str, Decoded] = {}
     for picture in asked.pictures:
-        if picture.field not in asked.references:  # given up with an earlier one
+        if picture.field not in asked.references:  # dropped together with an earlier one
             continue
         try:
             found[picture.field] = _fetch(picture, settings, policy, control)

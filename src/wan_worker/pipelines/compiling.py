@@ -6,7 +6,7 @@ reason a rule chooses the kernels, not the clock.
 
 Promises: outside of ``applied`` the blocks are as before. If compilation fails, the job is computed
 without it from its first step on, and says so, and this process does not compile again.
-Not covered: a cancel during compilation takes effect only at the end of that step.
+Not covered: cancelling a compilation; a cancel takes effect at the end of that step.
 """
 
 import logging

@@ -7,7 +7,7 @@ return its pictures as uint8, so that memory does not grow with the length of th
 Promises: the same plan, image and machine give the same frames, whatever ran before. An output has
 the same content in a batch as alone, to the bit if it is denoised alone (batch_size 1). A cancelled
 job stops within one denoising step. The VAE keeps its hooks and the values of its weights.
-Not covered: files (media.encode) and memory faults (job).
+Not covered: files (media.encode) and memory faults (clips).
 """
 
 import copy

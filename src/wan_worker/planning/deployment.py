@@ -21,12 +21,12 @@ class Deployment:
     installed: Mapping[str, Installed]
     """By model id."""
     default_model: str | None = None
-    """The operator's, for requests that leave the model to the worker."""
+    """DEFAULT_MODEL: for requests that leave the model to the worker."""
     extras: Mapping[str, Installed] = field(default_factory=lambda: MappingProxyType({}))
     """Installed components that no model has, by name."""
     placement: Placement | None = None
-    """The operator's; None leaves it to the plan."""
+    """PLACEMENT, set by the operator; None leaves it to the plan."""
     weight_type: WeightType | None = None
-    """The operator's, for requests that ask for none."""
+    """WEIGHT_TYPE, set by the operator, for requests that ask for none."""
     compiling: CompilePolicy = AUTO
-    """The operator's."""
+    """COMPILE, set by the operator."""

@@ -41,7 +41,7 @@ from wan_worker.settings import Placement
 
 BATCH_TOKENS: Final = 32_760
 """Tokens in one denoising call: those of one 832x480 clip of 81 frames. That many keep an H100 busy
-(a second clip beside it would save nothing). Fewer where their activations would not fit."""
+(a second clip in the batch saves nothing). It is fewer if the activations would not fit."""
 
 NO_BATCH: Final = ("WanVACEPipeline",)
 """Pipelines of diffusers that refuse a list of generators."""
@@ -93,8 +93,8 @@ class Plan:
     """For each transformer, whether each of its steps takes over the residual of the step before;
     empty where all are computed."""
     segments: tuple["Plan", ...] = ()
-    """The plans of a long video's segments. All but the first start from the last frame before, and
-    their size is this plan's generated size. Empty: one clip."""
+    """The plans of a long video's segments. Each segment after the first starts from the last frame
+    of the one before, at this plan's generated size. Empty: one clip."""
 
     @property
     def placement(self) -> Placement:

@@ -1,6 +1,6 @@
 """Is a video longer than its model was trained for? Then it is made in segments.
 
-A Wan model makes the length that it was trained on well. Beyond that it repeats itself, and its
+A Wan model works well at the length that it was trained on. Beyond that it repeats itself, and its
 cost grows with the square of the length. So a longer video is planned as a chain. Segment 1 is made
 as asked. A model that starts from a picture makes each further segment from the last frame so far.
 That frame is in both segments and is delivered once. Segment k of an output has its seed + k - 1.

@@ -26,14 +26,14 @@ A forward of the 1.3B launches some 1,800 kernels. The host takes longer to laun
 takes for the 1,560 tokens of an 832x480 image. This bound includes an image of 1280x720."""
 
 COMPILE_SECONDS: Final = 400.0
-"""From so many seconds of denoising on, compiling is expected to pay within the job.
+"""Least seconds of denoising in one job for which compiling is expected to pay within that job.
 
 By arithmetic: between its matrix products a block reads and writes some 250 bytes for each token
 and channel (benchmarks/levers.py). That is an eighth to a sixth of its time; once fused, most of it
 goes. Compiling one kind of block takes some 40 s."""
 
 COMPILE_CACHED_SECONDS: Final = 60.0
-"""The same, if compiled code is kept for the next worker."""
+"""Least seconds of denoising if compiled code is kept for the next worker."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ def fewer_pictures(asked: Request, field: str, problem: WorkerError) -> Iterator
     A request that would have neither a picture nor a prompt is left out.
 
     Args:
-        field: the picture that failed. Where it is not given, only the request without any
-            picture is left to try.
+        field: the picture that failed. If the request has no such picture, only the request
+            without any picture is tried.
     """
     alone = (field,) if field in asked.references else asked.references
     for dropped in dict.fromkeys((alone, asked.references)):

@@ -19,10 +19,10 @@ HOUR: Final = 3600.0
 """Seconds during which a restart or a failed job counts as recent."""
 
 FAILURES: Final = 3
-"""From this number of jobs that failed by the worker's fault in an hour, there is an alert."""
+"""An alert is raised if at least so many jobs fail in an hour through the worker's fault."""
 
 FULL: Final = 0.8
-"""From this share of its limit, the queue is nearly full."""
+"""The queue counts as nearly full at this share of its limit."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LOAD_SHARE: Final = 0.05
-"""From this share of all jobs' time, loading is worth doing before the jobs."""
+"""Preloading is recommended if loading takes at least this share of all jobs' time."""
 
 UPLOAD_SHARE: Final = 0.1
-"""From this share of all jobs' time, uploads are worth doing during the next job."""
+"""Uploading beside the next job is recommended if uploads take at least this share of it."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from wan_worker.machine.peak_flops import SHARE, UNKNOWN_TFLOPS, peak_of
 from wan_worker.timing.work import STAGES, Key, Kind, Quantity, StageWork
 
 Basis = Literal["measured", "related", "assumed"]
-"""Based on this very work on this worker; on the same on another model; on the machine alone."""
+"""Measured here for this work; measured here for another model; assumed from the machine."""
 
 KEPT: Final = 16
 """Samples of one key that count."""

@@ -55,9 +55,8 @@ class Key(NamedTuple):
 
 
 STILL_FRAMES: Final = 20
-"""Encoding a picture and any number of grey frames takes the work of so many frames: the larger
-levels, nearly all of the work, stop changing after 10 to 36 frames (benchmarks/levers.py: 0.27 of
-81)."""
+"""The work of encoding a picture and any number of grey frames, in frames. The larger levels are
+nearly all of it, and stop changing after 10 to 36 frames (benchmarks/levers.py: 0.27 of 81)."""
 
 
 @dataclass(frozen=True)
