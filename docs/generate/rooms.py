@@ -168,9 +168,9 @@ def legend(y: int) -> Iterator[str]:
         yield rect(x, y - 12, 18, 15, fill, f' rx="3" stroke="{EDGE}"')
         yield text(x + 26, y, said, 12, QUIET)
     yield rect(WALL + 234, y - 11, 16, 12, GLASS)
-    yield text(WALL + 258, y, "a module, as wide as it has lines", 12, QUIET)
+    yield text(WALL + 258, y, "one module; wider: more lines", 12, QUIET)
     yield arrow([(WALL + 492, y - 4), (WALL + 520, y - 4)], STEP)
-    yield text(WALL + 528, y, "imports from, where no other arrows lead there", 12, QUIET)
+    yield text(WALL + 528, y, "imports (left out where other arrows lead)", 12, QUIET)
 
 
 def draw() -> str:
