@@ -13,18 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Names as the captions of the tiny Wan use them (training/data.py), sRGB 0-255.
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 30, 30),
-    "green": (30, 160, 50),
-    "blue": (35, 60, 220),
-    "yellow": (245, 220, 40),
-    "orange": (250, 135, 20),
-    "purple": (140, 40, 170),
-    "white": (245, 245, 245),
-    "black": (15, 15, 15),
-    "gray": (128, 128, 128),
-}
+from training.data import COLOURS
+
 NAMED_WITHIN = 80.0  # RGB distance beyond which a colour has no name here
 STANDS_OUT = 45.0  # RGB distance from the background that a shape needs at least
 BORDER_AGREES = 0.75  # share of border pixels that must be near the border's median

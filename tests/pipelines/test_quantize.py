@@ -137,5 +137,5 @@ def test_the_planned_bytes_are_those_of_the_narrow_class(
             for wide, block in zip(before[name], getattr(made, name), strict=True)
         )
         counted -= first + second * (1 + alike[name])
-    # And what reads a picture, which is planned for every model.
-    assert counted <= planned["transformer"] <= 1.02 * counted + 4e6
+    # A model of a few megabytes has more than 2 % beside its blocks: what reads a picture, 4 MB.
+    assert counted <= planned["transformer"] <= max(1.02 * counted, counted + 4e6)

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from training import data
-from training.measure import COLOURS, Measured, measure
+from training.data import COLOURS
+from training.measure import Measured, measure
 
 EVERY = data.combinations()
 SIZES = ((64, 64, 9), (64, 96, 17), (96, 64, 17), (64, 64, 5))
